@@ -1,0 +1,131 @@
+"""A model file (or folder) as a value: where it lies, what it is, its digest, its signature, and who made it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trueport.errors import UsageError
+from trueport.frameworks import FRAMEWORKS
+from trueport.frameworks._base import Dim, SignatureDict, SpecDict
+
+HEAD = 64 * 1024
+"""Bytes that sniffing looks at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One input or output. `shape` None: unknown rank; a dimension: a size, a symbol, or None (unknown)."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...] | None
+    minimum: int | None = None
+    maximum: int | None = None
+    quantization: Mapping[str, Any] | None = None
+
+    @staticmethod
+    def from_wire(spec: SpecDict) -> TensorSpec:
+        """Read the dictionary that a framework file returns."""
+        shape = spec["shape"]
+        return TensorSpec(
+            name=spec["name"],
+            dtype=spec["dtype"],
+            shape=None if shape is None else tuple(shape),
+            minimum=spec.get("minimum"),
+            maximum=spec.get("maximum"),
+            quantization=spec.get("quantization"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {"name": self.name, "dtype": self.dtype, "shape": None if self.shape is None else list(self.shape)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """What a model takes and gives."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def from_wire(signature: SignatureDict) -> Signature:
+        """Read the dictionary that a framework file returns."""
+        return Signature(
+            inputs=tuple(TensorSpec.from_wire(spec) for spec in signature["inputs"]),
+            outputs=tuple(TensorSpec.from_wire(spec) for spec in signature["outputs"]),
+            meta=signature["meta"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A model on disk. `made_by`: how it came to be (step, tool versions, layout and renames the tool declared), {} for a user's file."""
+
+    path: Path
+    format: str
+    sha256: str
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def open(path: Path, *, format: str | None = None, made_by: Mapping[str, Any] | None = None) -> Artifact:
+        """Sniff and digest a model. Raises UsageError when it is missing, empty or of no known format."""
+        known = format or sniff(path)
+        if format is not None and not path.exists():
+            raise UsageError(f"{path}: no such file or folder")
+        return Artifact(path=path.absolute(), format=known, sha256=digest(path), made_by=made_by or {})
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        if self.path.is_dir():
+            return sum(item.stat().st_size for item in self.path.rglob("*") if item.is_file())
+        return self.path.stat().st_size
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "path": str(self.path),
+            "format": self.format,
+            "sha256": self.sha256,
+            "size": self.size,
+            "made_by": dict(self.made_by),
+        }
+
+
+def sniff(path: Path) -> str:
+    """Tell a model's format from its bytes. Raises UsageError with one sentence when it is none that we know."""
+    if not path.exists():
+        raise UsageError(f"{path}: no such file or folder")
+    head = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+        if not head:
+            raise UsageError(f"{path}: the file is empty")
+    for framework in FRAMEWORKS.values():
+        found = framework.sniff(head, path)
+        if found is not None:
+            return str(found)
+    known = ", ".join(sorted(name for framework in FRAMEWORKS.values() for name in framework.FORMATS))
+    raise UsageError(
+        f"{path}: not a model of a known format ({known}); if it is one, say so with --source-format or --target-format"
+    )
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's sorted relative names and contents."""
+    total = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+    for file in files:
+        if file != path:
+            total.update(str(file.relative_to(path)).encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()

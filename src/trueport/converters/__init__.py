@@ -1,0 +1,25 @@
+"""The converter files, as a literal table: module name -> module. One file per conversion tool."""
+
+from __future__ import annotations
+
+from trueport.converters import (
+    keras_export,
+    litert_torch,
+    onnx2tf,
+    onnx2torch,
+    onnx_passes,
+    tf2onnx,
+    tflite_converter,
+    torch_onnx,
+)
+
+CONVERTERS = {
+    "torch_onnx": torch_onnx,
+    "tf2onnx": tf2onnx,
+    "keras_export": keras_export,
+    "tflite_converter": tflite_converter,
+    "litert_torch": litert_torch,
+    "onnx2torch": onnx2torch,
+    "onnx2tf": onnx2tf,
+    "onnx_passes": onnx_passes,
+}

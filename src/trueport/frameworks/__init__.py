@@ -1,0 +1,15 @@
+"""The framework files, as a literal table: name -> module. One file per framework."""
+
+from __future__ import annotations
+
+from trueport.frameworks import fake, keras, onnx, tensorflow, tflite, torch
+
+FRAMEWORKS = {
+    "fake": fake,
+    "onnx": onnx,
+    "torch": torch,
+    "keras": keras,
+    "tensorflow": tensorflow,
+    "tflite": tflite,
+}
+"""Order matters where two could claim one file: the earlier is asked first."""

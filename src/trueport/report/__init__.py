@@ -1,0 +1,1 @@
+"""Results rendered: terminal, JSON, HTML. One file per form."""

@@ -1,0 +1,1 @@
+"""The worker: a disposable child process that does everything that touches a framework, and the pool of them."""
