@@ -1,9 +1,12 @@
 """The child's main loop: one job at a time, from a pipe, with standard library and NumPy only.
 
-Started as `python -I child.py PACKAGE_FOLDER FD LOGFILE`. The package `trueport` is made importable as a bare
+Started as `python -I child.py PACKAGE_FOLDER PIPE LIFELINE`. The package `trueport` is made importable as a bare
 namespace over its own folder: neither the parent's site-packages nor `trueport/__init__.py` is ever on the path, so
-the environment holds exactly what its lock says. Replies go over the pipe; whatever a framework prints goes to
-LOGFILE, because descriptors 1 and 2 point there before any framework is imported.
+the environment holds exactly what its lock says. Replies go over the pipe; whatever a framework prints goes to a log,
+because the parent started this process with descriptors 1 and 2 on it.
+
+Each request is answered by two lines: `{"accepted": number}` before the job and the reply after it. A worker that dies
+before the first has not touched the job, so the parent may give it to another.
 """
 
 from __future__ import annotations
@@ -13,48 +16,40 @@ import faulthandler
 import importlib
 import os
 import sys
-import threading
 import time
 import traceback
 import types
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def main() -> None:
     """Serve jobs until the parent closes the pipe."""
-    package, descriptor, logfile = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    package, descriptor, lifeline = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     os.set_inheritable(descriptor, False)
-    _redirect_output(logfile)
+    _guard(descriptor, lifeline)
     faulthandler.enable()
     _install_namespace(package)
-    _watch_parent(os.getppid())
-
-    from multiprocessing.connection import Connection
 
     from trueport.worker import wire
 
-    with Connection(descriptor) as pipe:
-        while True:
-            try:
-                request = wire.loads(pipe.recv_bytes())
-            except EOFError:
-                return
-            reply = _serve(request)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            pipe.send_bytes(wire.dumps(reply))
-            if request.get("after_reply") == "crash":  # the fault battery asks for it
-                os.abort()
+    own = os.getpid()
+    with os.fdopen(os.dup(descriptor), "rb") as requests, os.fdopen(descriptor, "wb", buffering=0) as replies:
+        for line in requests:
+            request = wire.loads(line)
+            _send(replies, wire.dumps({"accepted": request["number"]}))
+            reply = dict(_serve(request), number=request["number"])
+            if os.getpid() != own:  # a copy that the tool forked and that came back up the stack: it must not answer
+                os._exit(1)
+            with contextlib.suppress(Exception):  # the tool may have closed or replaced them
+                sys.stdout.flush()
+                sys.stderr.flush()
+            _send(replies, wire.dumps(reply))
 
 
-def _redirect_output(logfile: str) -> None:
-    log = os.open(logfile, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
-    os.close(null)
+def _send(pipe: BinaryIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[pipe.write(view) :]
 
 
 def _install_namespace(package: str) -> None:
@@ -63,49 +58,69 @@ def _install_namespace(package: str) -> None:
     sys.modules["trueport"] = module
 
 
-def _watch_parent(parent: int) -> None:
-    """End this process group when the parent has gone, even in the middle of a job."""
+def _guard(descriptor: int, lifeline: int) -> None:
+    """Fork a guard that ends this process group, and descendants that left it, when the parent has gone.
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        import signal
+    A process and not a thread: a tool that holds the interpreter's lock for minutes would hold up a thread as well.
+    The parent's end of the lifeline is closed by the system however the parent ends.
+    """
+    if not hasattr(os, "fork"):
+        os.close(lifeline)
+        return
+    os.set_inheritable(lifeline, False)
+    if os.fork():
+        os.close(lifeline)
+        return
+    os.close(descriptor)
+    os.read(lifeline, 1)  # nothing is ever written: this returns when the other end is closed
+    _end_family()
 
-        os.killpg(os.getpgid(0), signal.SIGKILL)
 
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+def _end_family() -> None:
+    import signal
+
+    mark = b"TRUEPORT_WORKER=" + os.environb.get(b"TRUEPORT_WORKER", b"")
+    for name in os.listdir("/proc") if os.path.isdir("/proc") else ():
+        if name.isdigit() and int(name) != os.getpid():
+            with contextlib.suppress(OSError):
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    ours = mark in file.read().split(b"\0")
+                if ours:
+                    os.kill(int(name), signal.SIGKILL)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 def _serve(request: dict[str, Any]) -> dict[str, Any]:
     """Run one job and return its reply; an exception of the tool is a reply, not the end of the worker."""
-    from trueport.worker import wire
-
-    store = wire.ArrayStore(request["folder"])
     started = time.perf_counter()
     emitted: dict[str, Any] = {}
     try:
-        _limit_memory(request.get("memory"))
-        for folder in request.get("paths", ()):
-            if folder not in sys.path:
-                sys.path.append(folder)
-        function = getattr(importlib.import_module(request["module"]), request["function"])
-        arguments = wire.decode(request["arguments"])
-        if request.get("emit"):
-
-            def emit(name: str, array: Any) -> None:
-                emitted[name] = {"$npy": store.put(array)}
-
-            arguments["emit"] = emit
-        value = wire.encode(function(**arguments), store)
-    except MemoryError:
-        return {"error": "out-of-memory", "message": "the memory limit was hit", "traceback": traceback.format_exc()}
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
+        try:
+            _limit_memory(request.get("memory"))
+            value = _run(request, emitted)
+        finally:
+            _limit_memory(None)  # first of all: to describe an error takes memory too
+    except BaseException as error:  # noqa: BLE001 -- the process boundary; SystemExit of a tool is its failure, not our end
         return _error_reply(error)
-    finally:
-        _limit_memory(None)
     return {"value": value, "emitted": emitted, "seconds": time.perf_counter() - started, "versions": _versions()}
+
+
+def _run(request: dict[str, Any], emitted: dict[str, Any]) -> Any:
+    from trueport.worker import wire
+
+    store = wire.ArrayStore(request["folder"])
+    for folder in request.get("paths", ()):
+        if folder not in sys.path:
+            sys.path.append(folder)
+    function = getattr(importlib.import_module(request["module"]), request["function"])
+    arguments = wire.decode(request["arguments"])
+    if request.get("emit"):
+
+        def emit(name: str, array: Any) -> None:
+            emitted[name] = {"$npy": store.put(array)}
+
+        arguments["emit"] = emit
+    return wire.encode(function(**arguments), store)
 
 
 _KINDS = {
@@ -115,58 +130,63 @@ _KINDS = {
     "Untrusted": "untrusted",
     "BadModel": "bad-model",
     "ModuleNotFoundError": "unavailable",
+    "MemoryError": "out-of-memory",
 }
 _MEMORY_WORDS = (
     "bad_alloc",
     "out of memory",
     "cannot allocate memory",
+    "can't allocate memory",
     "failed to allocate",
+    "unable to allocate",
     "oom when allocating",
     "resourceexhausted",
+    "can't start new thread",
 )
 
 
 def _error_reply(error: BaseException) -> dict[str, Any]:
     names = [cls.__name__ for cls in type(error).__mro__]
     kind = next((_KINDS[name] for name in names if name in _KINDS), "raised")
-    text = f"{type(error).__name__} {error}".lower()
-    if kind == "raised" and any(word in text for word in _MEMORY_WORDS):
-        kind = "out-of-memory"
+    reply = {"error": kind, "type": type(error).__name__, "message": "(the exception cannot be printed)"}
     with contextlib.suppress(Exception):
-        return {
-            "error": kind,
-            "type": type(error).__name__,
-            "message": str(error),
-            "traceback": "".join(traceback.format_exception(type(error), error, error.__traceback__)),
-        }
-    return {
-        "error": kind,
-        "type": type(error).__name__,
-        "message": "(the exception cannot be printed)",
-        "traceback": "",
-    }
+        reply["message"] = str(error)
+    text = f"{reply['type']} {reply['message']}".lower()
+    if kind == "raised" and any(word in text for word in _MEMORY_WORDS):
+        reply["error"] = "out-of-memory"
+    reply["traceback"] = ""
+    with contextlib.suppress(Exception):
+        reply["traceback"] = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    return reply
 
 
 def _limit_memory(extra: float | None) -> None:
-    """Allow `extra` bytes of address space beyond what is mapped now; None lifts the limit."""
+    """Allow `extra` bytes of private writable memory beyond what this process has now; None lifts the limit.
+
+    RLIMIT_DATA where the system tells how much of it is in use (Linux): unlike RLIMIT_AS it leaves out memory-mapped
+    model files, read-only code, and the 64 MiB that the C library reserves, unused, for every thread.
+    """
     try:
         import resource
     except ImportError:  # Windows: the parent's watch on resident memory is the only limit
         return
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    used = _private_memory()
+    if used is None:
+        return
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     soft = hard
     if extra is not None:
-        soft = _address_space() + int(extra)
+        soft = used + int(extra)
         soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def _address_space() -> int:
+def _private_memory() -> int | None:
     try:
-        with open("/proc/self/statm") as file:  # noqa: PTH123 -- the address space, in pages
-            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith("VmData:")), None)
     except OSError:
-        return 0
+        return None
 
 
 _PACKAGES = (
