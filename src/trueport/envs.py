@@ -1,8 +1,8 @@
-"""Toolchain environments: which requirements make which toolchain, and where the built environment lies.
+"""Which environments exist in the user's cache folder, and which may be removed.
 
-An environment is a virtual environment in the user's cache folder, named after a digest of everything that went into
-it. It is built under a file lock in a folder of another name, health-checked, and only then renamed into place; a
-folder of the final name is therefore always complete.
+An environment is a virtual environment named after a digest of everything that went into it. It is built under a file
+lock in a folder of another name (`KEY.PID.partial`), health-checked, marked, and only then renamed into place; a folder
+of the final name is therefore always complete, whatever was killed when. Removal is a rename first, too.
 """
 
 from __future__ import annotations
@@ -10,50 +10,53 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
-import subprocess
 import sys
-import tomllib
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import filelock
-import platformdirs
-import uv
+import psutil
 
+from trueport.envbuild import (
+    MARKER,
+    MARKER_FORMAT,
+    Build,
+    disk_failure,
+    health,
+    installed_versions,
+    torch_backend,
+    unavailable,
+)
 from trueport.errors import UsageError
-from trueport.outcome import Failure, Kind, Ok, Outcome, Stage
+from trueport.interpreters import check_own, find_interpreter, python_in
+from trueport.outcome import Failure, Ok, Outcome
+from trueport.toolchains import PLAIN, Toolchain, Variant, cache_folder, package_name, toolchains
+from trueport.uvtool import Progress
 
-FORMAT = 1
-"""Changes when the way environments are built changes."""
+__all__ = [
+    "EnvCheck",
+    "EnvInfo",
+    "EnvStore",
+    "Environment",
+    "Progress",
+    "Toolchain",
+    "Variant",
+    "cache_folder",
+    "find_interpreter",
+    "toolchains",
+]
 
-Progress = Callable[[str], None]
-"""Receives one line at a time while an environment is built."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Toolchain:
-    """One row of toolchains.toml with its lock."""
-
-    name: str
-    python: str
-    requirements: tuple[str, ...]
-    health: str
-    purpose: str
-    lock: tuple[str, ...]
-    torch: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
-    """A deviation from a toolchain's lock: other versions, the index as of a day, or the caller's own interpreter."""
-
-    packages: tuple[str, ...] = ()
-    as_of: str | None = None
-    python: Path | None = None
+FORMAT = 2
+"""Changes when the way environments are built changes: it is part of every digest."""
+LAST_USED = "last-used"
+"""An empty file in an environment; its modification time is when the environment was last asked for."""
+_PARTIAL, _REMOVED, _LOCK = ".partial", ".removed", ".lock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,148 +65,306 @@ class Environment:
 
     toolchain: str
     python: Path
-    variant: Variant = Variant()
+    variant: Variant = PLAIN
 
 
-@cache
-def toolchains() -> Mapping[str, Toolchain]:
-    """Read the table that ships with the package."""
-    root = resources.files("trueport")
-    table = tomllib.loads((root / "toolchains.toml").read_text(encoding="utf-8"))
-    found = {}
-    for name, row in table.items():
-        lock = (root / "locks" / f"{name}.txt").read_text(encoding="utf-8").split()
-        found[name] = Toolchain(
-            name=name,
-            python=row["python"],
-            requirements=tuple(row["requirements"]),
-            health=row["health"],
-            purpose=row["purpose"],
-            lock=tuple(lock),
-            torch=row.get("torch", False),
-        )
-    return found
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvInfo:
+    """What is known of a folder in the cache. `size` is in bytes; times are seconds since the epoch.
+
+    `complete` is false for a leftover of a build that was killed. `current` is false where this trueport would build
+    something else (another lock, say). `locked` is false where a variant had to leave the lock.
+    """
+
+    toolchain: str
+    variant: Variant
+    path: Path
+    size: int
+    versions: Mapping[str, str]
+    built: str
+    seconds: float
+    last_used: float
+    complete: bool
+    current: bool
+    locked: bool
 
 
-def cache_folder() -> Path:
-    """Where environments live: $TRUEPORT_CACHE, else the user's cache folder."""
-    given = os.environ.get("TRUEPORT_CACHE")
-    return Path(given).expanduser() if given else Path(platformdirs.user_cache_dir("trueport", appauthor=False))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvCheck:
+    """What a second look at an environment found: its health, and where its versions are not those of the lock."""
+
+    toolchain: str
+    path: Path
+    failure: Failure | None
+    differences: tuple[str, ...]
+
+    @property
+    def good(self) -> bool:
+        """Whether it works and is what the lock says."""
+        return self.failure is None and not self.differences
 
 
 class EnvStore:
-    """Builds and finds environments. Safe to use from several processes at once."""
+    """Builds and finds environments. Safe to use from several processes and threads at once.
 
-    def __init__(self, folder: Path | None = None, *, offline: bool = False, progress: Progress | None = None) -> None:
-        self.folder = (folder or cache_folder()) / "envs"
+    `folder` is the cache folder (default: `cache_folder()`); `table` replaces the toolchains that ship with the package.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        offline: bool = False,
+        progress: Progress | None = None,
+        table: Mapping[str, Toolchain] | None = None,
+    ) -> None:
+        self.folder = (folder or cache_folder()).absolute() / "envs"
         self.offline = offline
         self.progress = progress or (lambda line: None)
+        self.table = toolchains() if table is None else table
+        self._own: dict[tuple[str, Path], Outcome[Path]] = {}
 
-    def get(self, name: str, variant: Variant = Variant()) -> Outcome[Environment]:
+    def get(self, name: str, variant: Variant = PLAIN) -> Outcome[Environment]:
         """Return the environment, building it first if need be. Raises UsageError for an unknown toolchain."""
-        toolchain = toolchains().get(name)
-        if toolchain is None:
-            raise UsageError(f"there is no toolchain '{name}'; known are {', '.join(toolchains())}")
+        toolchain = self._toolchain(name)
         if variant.python is not None:
-            return Ok(Environment(toolchain=name, python=variant.python, variant=variant))
-        final = self.folder / f"{name}-{self._digest(toolchain, variant)}"
-        python = _python_of(final)
-        if python.exists():
-            return Ok(Environment(toolchain=name, python=python, variant=variant))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{final}.lock"):
-            if not python.exists():
+            return self._callers(toolchain, variant, variant.python)
+        final = self._final(toolchain, variant)
+        if not _complete(final):
+            try:
                 failure = self._build(toolchain, variant, final)
-                if failure is not None:
-                    return failure
-        return Ok(Environment(toolchain=name, python=python, variant=variant))
+            except OSError as error:
+                failure = disk_failure(error, self.folder)
+            if failure is not None:
+                return failure
+        with suppress(OSError):  # a cache that cannot be written can still be used
+            (final / LAST_USED).touch()
+        return Ok(Environment(toolchain=name, python=python_in(final), variant=variant))
 
-    def _digest(self, toolchain: Toolchain, variant: Variant) -> str:
-        parts = [
-            FORMAT,
-            toolchain.python,
-            toolchain.requirements,
-            toolchain.lock,
-            variant.packages,
-            variant.as_of,
-            sys.platform,
-        ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    def create(self, name: str, variant: Variant = PLAIN, *, rebuild: bool = False) -> Outcome[EnvInfo]:
+        """Build the environment unless it is there, and describe it. With `rebuild` an existing one is replaced."""
+        final = self._final(self._toolchain(name), variant)
+        if variant.python is not None:
+            raise UsageError("an interpreter of your own is used as it is; there is nothing to create")
+        if rebuild and final.exists():
+            with self._locked(final.name):
+                self._remove(final)
+        made = self.get(name, variant)
+        return made if isinstance(made, Failure) else Ok(self._info(final))
+
+    def list(self) -> list[EnvInfo]:
+        """Describe everything in the cache, finished or not, by toolchain and age."""
+        if not self.folder.is_dir():
+            return []
+        found = [self._info(path) for path in self.folder.iterdir() if path.is_dir()]
+        return sorted(found, key=lambda info: (info.toolchain, not info.variant.plain, info.built, info.path))
+
+    def check(self, name: str, variant: Variant = PLAIN) -> Outcome[EnvCheck]:
+        """Run the health statement again and compare what is installed with the lock. Builds nothing."""
+        toolchain = self._toolchain(name)
+        final = self._final(toolchain, variant)
+        if not _complete(final):
+            return unavailable(
+                f"the environment '{name}' has not been built; build it with `trueport envs create {name}`"
+            )
+        marker = _marker(final)
+        differences = _differences(toolchain, variant, installed_versions(final)) if marker["locked"] else ()
+        failure = health(toolchain, python_in(final))
+        return Ok(EnvCheck(toolchain=name, path=final, failure=failure, differences=differences))
+
+    def prune(self, *, older_than_days: float | None = None, everything: bool = False) -> int:
+        """Remove what is not needed, and return the bytes that this freed.
+
+        Leftovers of killed builds and environments of superseded locks always go. Of the finished ones, those go that were
+        not used for `older_than_days`; with no number given, all variants; with `everything`, all. What a running process
+        uses stays. Files that uv's download cache shares do not count as freed.
+        """
+        freed = 0
+        limit = None if older_than_days is None else time.time() - older_than_days * 86400
+        for info in self.list():
+            idle = not info.variant.plain if limit is None else info.last_used < limit
+            if not (everything or idle or not info.current or not info.complete):
+                continue
+            with suppress(filelock.Timeout), self._locked(_key(info.path), timeout=0):
+                if info.complete and _in_use(info.path):
+                    self.progress(f"'{info.path.name}' is in use and stays")
+                    continue
+                freed += self._remove(info.path)
+        return freed
+
+    def _toolchain(self, name: str) -> Toolchain:
+        toolchain = self.table.get(name)
+        if toolchain is None:
+            raise UsageError(f"there is no toolchain '{name}'; known are {', '.join(self.table)}")
+        return toolchain
+
+    def _final(self, toolchain: Toolchain, variant: Variant) -> Path:
+        return self.folder / f"{toolchain.name}-{digest(toolchain, variant, torch_backend(toolchain))}"
+
+    def _callers(self, toolchain: Toolchain, variant: Variant, python: Path) -> Outcome[Environment]:
+        """Check the caller's interpreter once per store: importing a framework takes seconds."""
+        key = (toolchain.name, python)
+        checked = self._own[key] if key in self._own else self._own.setdefault(key, check_own(toolchain, python))
+        if isinstance(checked, Failure):
+            return checked
+        return Ok(Environment(toolchain=toolchain.name, python=checked.value, variant=variant))
 
     def _build(self, toolchain: Toolchain, variant: Variant, final: Path) -> Failure | None:
-        partial = final.with_name(final.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        self.progress(f"building the environment '{toolchain.name}'")
-        interpreter = find_interpreter(toolchain.python)
-        if interpreter is None:
-            return _unavailable(
-                f"toolchain '{toolchain.name}' needs Python {toolchain.python}, and none was found; install it and put it on PATH"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._locked(final.name):
+            if _complete(final):  # another process was quicker
+                return None
+            self._sweep(final.name)
+            if final.exists():  # its interpreter is gone, or somebody's hand was in it
+                self._remove(final)
+            partial = self.folder / f"{final.name}.{os.getpid()}{_PARTIAL}"
+            job = Build(
+                toolchain=toolchain, variant=variant, folder=partial, offline=self.offline, progress=self.progress
             )
-        made = self._uv("venv", "--relocatable", "--python", str(interpreter), str(partial))
-        if made.returncode:
-            return _unavailable(f"the environment '{toolchain.name}' could not be created", made.stderr)
-        requirements = [*toolchain.requirements, *variant.packages]
-        arguments = ["pip", "install", "--python", str(_python_of(partial)), *requirements]
-        if variant.as_of is not None:
-            arguments += ["--exclude-newer", variant.as_of]
-        elif toolchain.lock:
-            pinned = {_name_of(item) for item in variant.packages}
-            constraints = partial / "constraints.txt"
-            constraints.write_text(
-                "\n".join(line for line in toolchain.lock if _name_of(line) not in pinned) + "\n", encoding="utf-8"
-            )
-            arguments += ["--constraints", str(constraints)]
-        done = self._uv(*arguments)
-        if done.returncode:
-            return _unavailable(f"the packages of '{toolchain.name}' could not be installed", done.stderr)
-        health = subprocess.run(
-            [str(_python_of(partial)), "-I", "-c", toolchain.health], capture_output=True, text=True, check=False
-        )
-        if health.returncode:
-            return _unavailable(f"the environment '{toolchain.name}' was installed but does not work", health.stderr)
-        partial.rename(final)
+            try:
+                outcome = job.build()
+                if isinstance(outcome, Failure):
+                    return outcome
+                partial.rename(final)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
         return None
 
-    def _uv(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environ = dict(os.environ)
-        if "PIP_FIND_LINKS" in environ:
-            environ.setdefault("UV_FIND_LINKS", environ["PIP_FIND_LINKS"])
-        offline = ["--offline"] if self.offline else []
-        return subprocess.run(
-            [uv.find_uv_bin(), *arguments, *offline], capture_output=True, text=True, check=False, env=environ
+    @contextmanager
+    def _locked(self, key: str, *, timeout: float = -1) -> Iterator[None]:
+        """Hold the lock of one environment. The lock file stays: removing it would let two processes hold 'the' lock."""
+        lock = filelock.FileLock(self.folder / (key + _LOCK))
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            if timeout == 0:
+                raise
+            self.progress(f"waiting for another process that builds '{key}'")
+            lock.acquire(timeout=timeout, poll_interval=0.2)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _sweep(self, held: str) -> None:
+        """Remove leftovers: those of the key whose lock is held, and those of any other key that nobody is building.
+
+        The locks decide, not the process numbers: a cache may be shared with containers that have numbers of their own.
+        """
+        for path in self.folder.glob("*.*"):
+            if path.suffix not in (_PARTIAL, _REMOVED):
+                continue
+            if _key(path) == held:
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(filelock.Timeout), self._locked(_key(path), timeout=0):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _remove(self, path: Path) -> int:
+        """Remove one folder whose lock is held: out of sight first, so that no half of it can be taken for the whole."""
+        hidden = path if path.suffix == _REMOVED else path.with_name(f"{_key(path)}.{os.getpid()}{_REMOVED}")
+        shutil.rmtree(hidden, ignore_errors=True) if hidden != path else None
+        freed = _size(path, shared=False)
+        path.replace(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+        return freed
+
+    def _info(self, path: Path) -> EnvInfo:
+        marker = _marker(path)
+        name = marker.get("toolchain") or _key(path).rpartition("-")[0]
+        chosen = marker.get("variant", {})
+        variant = Variant(packages=tuple(chosen.get("packages", ())), as_of=chosen.get("as_of"))
+        toolchain = self.table.get(name)
+        complete = _complete(path)
+        return EnvInfo(
+            toolchain=name,
+            variant=variant,
+            path=path,
+            size=_size(path),
+            versions=marker.get("versions", {}),
+            built=marker.get("built", ""),
+            seconds=marker.get("seconds", 0.0),
+            last_used=_last_used(path),
+            complete=complete,
+            current=complete
+            and toolchain is not None
+            and path.name == f"{name}-{digest(toolchain, variant, marker['torch_backend'])}",
+            locked=marker.get("locked", False),
         )
 
 
-def find_interpreter(version: str) -> Path | None:
-    """Find a CPython of `major.minor`: this one, one on PATH, or one that pyenv keeps."""
-    if version == "{}.{}".format(*sys.version_info[:2]):
-        return Path(sys.executable)
-    found = subprocess.run(
-        [uv.find_uv_bin(), "python", "find", "--no-python-downloads", version],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if found.returncode == 0:
-        return Path(found.stdout.strip())
-    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    for folder in sorted(root.glob(f"{version}.*"), reverse=True):
-        if (folder / "bin" / "python").exists():
-            return folder / "bin" / "python"
-    return None
+def digest(toolchain: Toolchain, variant: Variant, backend: str | None) -> str:
+    """Return 16 hexadecimal digits over everything that decides what is in an environment."""
+    parts = [
+        FORMAT,
+        toolchain.python,
+        toolchain.requirements,
+        toolchain.health,
+        toolchain.lock,
+        toolchain.registry_torch,
+        variant.packages,
+        variant.as_of,
+        backend,
+        sys.platform,
+        platform.machine(),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _python_of(folder: Path) -> Path:
-    return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+def _key(path: Path) -> str:
+    """Return `NAME-DIGEST` of a finished folder, of a partial one, or of one being removed."""
+    if path.suffix not in (_PARTIAL, _REMOVED):
+        return path.name
+    return path.name.removesuffix(path.suffix).rpartition(".")[0]
 
 
-def _name_of(requirement: str) -> str:
-    for index, character in enumerate(requirement):
-        if not (character.isalnum() or character in "-_."):
-            requirement = requirement[:index]
-            break
-    return requirement.lower().replace("_", "-").replace(".", "-")
+def _complete(path: Path) -> bool:
+    return path.suffix not in (_PARTIAL, _REMOVED) and bool(_marker(path)) and python_in(path).exists()
 
 
-def _unavailable(message: str, log: str = "") -> Failure:
-    return Failure(stage=Stage.ENVIRONMENT, kind=Kind.UNAVAILABLE, message=message, log=log[-4000:])
+def _marker(path: Path) -> dict[str, Any]:
+    """Return an environment's marker, or nothing where it is missing, damaged, or of another format."""
+    try:
+        marker = json.loads((path / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return marker if isinstance(marker, dict) and marker.get("format") == MARKER_FORMAT else {}
+
+
+def _last_used(path: Path) -> float:
+    for name in (LAST_USED, MARKER, "."):
+        with suppress(OSError):
+            return (path / name).stat().st_mtime
+    return 0.0
+
+
+def _differences(toolchain: Toolchain, variant: Variant, installed: Mapping[str, str]) -> tuple[str, ...]:
+    wanted = dict(line.split("==") for line in (*toolchain.lock, *variant.packages))
+    found = []
+    for name, version in wanted.items():
+        there = installed.get(package_name(name))
+        if there is None:
+            found.append(f"{name} {version} is missing")
+        elif there.partition("+")[0] != version.partition("+")[0]:
+            found.append(f"{name} is {there}, not {version}")
+    return tuple(found)
+
+
+def _size(folder: Path, *, shared: bool = True) -> int:
+    """Return the bytes of all files, each counted once; without `shared`, only of files that no other folder links to."""
+    total, seen = 0, set()
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                status = (Path(parent) / name).lstat()
+                if (shared or status.st_nlink == 1) and status.st_ino not in seen:
+                    seen.add(status.st_ino)
+                    total += status.st_size
+    return total
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether a running process was started from this environment's interpreter."""
+    inside = str(folder) + os.sep
+    commands = (process.info["cmdline"] for process in psutil.process_iter(["cmdline"]))
+    return any(command and command[0].startswith(inside) for command in commands)
