@@ -40,6 +40,21 @@ class TensorSpec:
             quantization=spec.get("quantization"),
         )
 
+    def to_wire(self) -> SpecDict:
+        """Return the dictionary that framework and converter files take."""
+        wire: SpecDict = {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": None if self.shape is None else list(self.shape),
+        }
+        if self.minimum is not None:
+            wire["minimum"] = self.minimum
+        if self.maximum is not None:
+            wire["maximum"] = self.maximum
+        if self.quantization is not None:
+            wire["quantization"] = dict(self.quantization)
+        return wire
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {"name": self.name, "dtype": self.dtype, "shape": None if self.shape is None else list(self.shape)}
@@ -61,6 +76,14 @@ class Signature:
             outputs=tuple(TensorSpec.from_wire(spec) for spec in signature["outputs"]),
             meta=signature["meta"],
         )
+
+    def to_wire(self) -> SignatureDict:
+        """Return the dictionary that framework and converter files take."""
+        return {
+            "inputs": [spec.to_wire() for spec in self.inputs],
+            "outputs": [spec.to_wire() for spec in self.outputs],
+            "meta": dict(self.meta),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,295 @@
+"""The public functions: the same stages and result values as the command line.
+
+Models are given as paths, as `package.module:factory` (with `trust=True`), or as live objects of a framework that the
+caller has loaded: those are saved once in the caller's process, and everything else happens in workers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trueport import conversion, feeds, live, verification
+from trueport import routes as planning
+from trueport.artifact import Artifact, Signature
+from trueport.compare.types import Verdict, Verification
+from trueport.conversion import Conversion
+from trueport.errors import UntrustedError, UsageError
+from trueport.feeds import Feeds
+from trueport.frameworks import torch as torch_framework
+from trueport.outcome import Failure, Kind, Stage
+from trueport.session import Progress, Session, Settings, formats, framework_of
+
+FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+
+Model = Any
+"""A path, a `package.module:factory`, an `Artifact`, or a live object of a loaded framework."""
+
+
+@contextmanager
+def open_session(session: Session | None, settings: Settings, progress: Progress | None) -> Iterator[Session]:
+    """Use the caller's session, or one that ends with the call."""
+    if session is not None:
+        yield session
+        return
+    with Session(settings, progress or (lambda line: None)) as own:
+        yield own
+
+
+def convert(
+    source: Model,
+    *,
+    to: str,
+    out: str | Path | None = None,
+    inputs: str | Path | Mapping[str, np.ndarray] | Feeds | None = None,
+    labels: str | Path | None = None,
+    preprocess: str | None = None,
+    example_inputs: Any = None,
+    checkpoint: str | Path | None = None,
+    source_format: str | None = None,
+    route: str | None = None,
+    options: Sequence[str] = (),
+    precision: str = "float32",
+    task: str = "auto",
+    check: bool = True,
+    max_routes: int = 6,
+    settings: Settings = Settings(),  # noqa: B008 -- frozen
+    session: Session | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Convert a model, verify every hop, and leave the best result at `out`.
+
+    Args:
+        source: path, `package.module:factory`, or live object (torch modules need `example_inputs`).
+        to: target format, such as "onnx" or "tflite".
+        out: where the result goes; by default the source's name with the target's suffix, in the current folder.
+        inputs: .npz, .npy, image folder, .csv, .jsonl, arrays by input name, or None for generated inputs.
+        precision: what the result shall be: "float32", "float16", "int8-dynamic" or "int8".
+        check: False converts without verifying.
+
+    Returns:
+        A `Conversion`; `.verification.verdict` is the answer, `.chosen` None when no route succeeded.
+
+    Raises:
+        UsageError: the request cannot be served; the message says how to mend it.
+    """
+    if to not in formats():
+        raise UsageError(f"the format '{to}' is not known; known are {', '.join(sorted(formats()))}")
+    with open_session(session, settings, progress) as active:
+        given_inputs = inputs if isinstance(inputs, Mapping) else None
+        model = open_model(active, source, source_format, checkpoint, example_inputs or given_inputs or inputs)
+        chosen = parsed_routes(model, to, route=route, options=options, precision=precision)
+        given = open_feeds(active, model, inputs, labels=labels, preprocess=preprocess)
+        target = Path(out) if out is not None else default_output(source, model, to)
+        return conversion.convert(
+            active, model, chosen, given, out=target, precision=precision, check=check, task=task, max_routes=max_routes
+        )
+
+
+def verify(
+    source: Model,
+    target: Model,
+    *,
+    inputs: str | Path | Mapping[str, np.ndarray] | Feeds | None = None,
+    labels: str | Path | None = None,
+    preprocess: str | None = None,
+    example_inputs: Any = None,
+    checkpoint: str | Path | None = None,
+    source_format: str | None = None,
+    target_format: str | None = None,
+    precision: str | None = None,
+    task: str = "auto",
+    settings: Settings = Settings(),  # noqa: B008 -- frozen
+    session: Session | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Tell whether `target` computes what `source` computes; the arguments are those of `convert`."""
+    with open_session(session, settings, progress) as active:
+        example = example_inputs if example_inputs is not None else inputs
+        model = open_model(active, source, source_format, checkpoint, example)
+        twin = open_model(active, target, target_format, None, example)
+        given = open_feeds(active, model, inputs, labels=labels, preprocess=preprocess)
+        loaded = verification.reference(active, model)
+        if isinstance(loaded, Failure):
+            raise UsageError(f"{model.path.name} cannot be loaded ({loaded.kind}): {loaded.message}")
+        active.progress("running source and target")
+        return verification.verify(loaded.value, twin, given, precision=precision, task=task)
+
+
+def assert_faithful(source: Model, target: Model, **arguments: Any) -> Verification:
+    """Raise AssertionError unless `target` is faithful; the message names the worst output. Arguments as for `verify`."""
+    result = verify(source, target, **arguments)
+    if result.verdict != Verdict.FAITHFUL:
+        raise AssertionError(f"the target is {result.verdict}, not faithful: {result.reason}")
+    return result
+
+
+def inspect(
+    model: Model,
+    *,
+    format: str | None = None,
+    settings: Settings = Settings(),  # noqa: B008 -- frozen
+    session: Session | None = None,
+    progress: Progress | None = None,
+) -> tuple[Artifact, Signature]:
+    """Load a model and return what it is and what it takes and gives."""
+    with open_session(session, settings, progress) as active:
+        artifact = open_model(active, model, format, None, None)
+        signature = active.signature(artifact)
+        if isinstance(signature, Failure):
+            raise UsageError(f"{artifact.path.name} cannot be loaded ({signature.kind}): {signature.message}")
+        return artifact, signature.value
+
+
+def open_model(
+    session: Session, model: Model, format: str | None, checkpoint: str | Path | None, example: Any
+) -> Artifact:
+    """Make an Artifact of whatever the caller calls a model."""
+    if isinstance(model, Artifact):
+        return model
+    if format is not None:
+        framework_of(format)
+    if isinstance(model, str) and FACTORY.match(model) and not Path(model).exists():
+        return _materialise(session, model, checkpoint, example)
+    if isinstance(model, (str, Path)):
+        path = Path(model)
+        if checkpoint is not None:
+            raise UsageError("--checkpoint goes with package.module:factory, not with a model file")
+        _refuse_checkpoint(path)
+        made_by = {} if session.settings.python is None else {"python": str(session.settings.python)}
+        return Artifact.open(path, format=format, made_by=made_by)
+    folder = session.pool.fresh_folder("live")
+    path, found, versions = live.save_live(model, example, folder)
+    return Artifact.open(Path(path), format=found, made_by={"versions": dict(versions)})
+
+
+def _refuse_checkpoint(path: Path) -> None:
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        kind = torch_framework.checkpoint_kind(file.read(1 << 16), path)
+    if kind is not None:
+        raise UsageError(
+            f"{path} holds only weights ({kind}): name the architecture as package.module:factory "
+            f"and give this file with --checkpoint"
+        )
+
+
+def _materialise(session: Session, factory: str, checkpoint: str | Path | None, example: Any) -> Artifact:
+    if not session.settings.trust:
+        raise UntrustedError(f"{factory} is code that would be run; allow that with --trust")
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise UsageError(f"{checkpoint}: no such file")
+    variant_python = session.settings.python
+    environment = session.environment("torch", variant=None if variant_python is None else _own(variant_python))
+    if isinstance(environment, Failure):
+        raise UsageError(environment.message)
+    out = session.pool.fresh_folder("factory") / f"{factory.rpartition(':')[2]}.pt2"
+    arguments = {
+        "factory": factory,
+        "checkpoint": None if checkpoint is None else str(Path(checkpoint).absolute()),
+        "example": _example_arrays(example),
+        "out": str(out),
+        "paths": [str(Path.cwd()), *session.settings.paths],
+        "trust": True,
+    }
+    done = session.call(environment.value, torch_framework, "materialise", arguments, stage=Stage.LOAD)
+    if isinstance(done, Failure):
+        cure = " (see the log)" if done.kind == Kind.CRASHED else ""
+        raise UsageError(f"{factory} does not give a usable model ({done.kind}): {done.message}{cure}")
+    made = out if out.exists() else out.with_suffix(".pt")
+    extra = {} if variant_python is None else {"python": str(variant_python)}
+    return Artifact.open(made, made_by={"factory": factory, "versions": dict(done.value.versions), **extra})
+
+
+def _own(python: Path) -> Any:
+    from trueport.envs import Variant
+
+    return Variant(python=python)
+
+
+def _example_arrays(example: Any) -> dict[str, np.ndarray] | None:
+    """Return one sample of each array of an .npz, or of a mapping: enough to trace a model with."""
+    if isinstance(example, Feeds):
+        return {name: np.array(array[0]) for name, array in example.cases[0].inputs.items()}
+    if isinstance(example, Mapping):
+        return {name: np.asarray(array)[:1] for name, array in example.items()}
+    if isinstance(example, (str, Path)) and Path(example).suffix in (".npz", ".npy"):
+        return feeds.peek(Path(example))
+    return None
+
+
+def open_feeds(
+    session: Session,
+    model: Artifact,
+    inputs: str | Path | Mapping[str, np.ndarray] | Feeds | None,
+    *,
+    labels: str | Path | None = None,
+    preprocess: str | None = None,
+) -> Feeds:
+    """Read or generate the inputs, in the source's layout."""
+    if isinstance(inputs, Feeds):
+        return inputs
+    signature = session.signature(model)
+    if isinstance(signature, Failure):
+        raise UsageError(f"{model.path.name} cannot be loaded ({signature.kind}): {signature.message}")
+    if inputs is None:
+        if labels is not None:
+            raise UsageError("--labels needs --inputs: generated inputs have no labels")
+        return feeds.generate(signature.value, seed=session.settings.seed)
+    if isinstance(inputs, Mapping):
+        return feeds.from_arrays(inputs, signature.value, seed=session.settings.seed)
+    return replace(
+        feeds.load(
+            Path(inputs),
+            signature.value,
+            preprocess=preprocess,
+            labels=None if labels is None else Path(labels),
+        ),
+        seed=session.settings.seed,
+    )
+
+
+def parsed_routes(
+    model: Artifact, to: str, *, route: str | None, options: Sequence[str], precision: str
+) -> tuple[planning.Route, ...]:
+    """Return the routes to try. Raises UsageError when the request names none that exists."""
+    parsed = planning.parse_options(options)
+    legacy = is_legacy(model.format, model.path)
+    if route is not None:
+        forced = planning.parse_route(route, precision=precision, options=parsed)
+        if forced.source_format != model.format or forced.target_format != to:
+            raise UsageError(
+                f"the route {route} goes from {forced.source_format} to {forced.target_format}, not from {model.format} to {to}"
+            )
+        return (forced,)
+    found = planning.plan(model.format, to, legacy_keras=legacy, precision=precision, options=parsed)
+    if not found:
+        raise UsageError(
+            f"there is no route from {model.format} to {to} at {precision}; `trueport routes` lists every step"
+        )
+    return found
+
+
+def is_legacy(format: str, path: Path) -> bool:
+    """Tell whether this is a Keras 2 file, which only the tf_keras toolchain reads as it was meant."""
+    chooser = getattr(framework_of(format), "toolchain_for", None)
+    return chooser is not None and chooser(path) == "tf-keras"
+
+
+def default_output(source: Model, model: Artifact, to: str) -> Path:
+    """Return `NAME.SUFFIX` in the current folder."""
+    stem = (
+        model.path.name.split(".")[0] if not isinstance(source, str) or ":" not in source else source.rpartition(":")[2]
+    )
+    suffix = framework_of(to).SUFFIXES[to]
+    name = f"{stem}{suffix}" if suffix else f"{stem}_{to}"
+    if Path(name).absolute() == model.path:
+        name = f"{stem}.converted{suffix}"
+    return Path(name)

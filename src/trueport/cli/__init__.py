@@ -1,0 +1,74 @@
+"""The command line: one thin file per command, and the one place where exceptions become exit codes.
+
+0 faithful, or done · 1 done, and not faithful · 2 usage or unreadable input · 3 a bug of ours · 4 no route succeeded · 130 interrupted
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import traceback
+
+import typer
+
+from trueport import __version__
+from trueport.cli import convert, demo, doctor, envs, inspect, report, routes, verify
+from trueport.cli._output import stderr
+from trueport.errors import InternalError, TrueportError
+
+app = typer.Typer(
+    name="trueport",
+    help="Convert deep-learning models between frameworks, and prove that the port is true.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("demo")(demo.demo)
+app.command("convert")(convert.convert)
+app.command("verify")(verify.verify)
+app.command("inspect")(inspect.inspect)
+app.command("routes")(routes.routes)
+app.add_typer(envs.app, name="envs")
+app.command("report")(report.report)
+app.command("doctor")(doctor.doctor)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"trueport {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """Convert deep-learning models between frameworks, and prove that the port is true."""
+
+
+def main() -> None:
+    """Run the command line and exit with the documented code."""
+    try:
+        app()
+    except TrueportError as error:
+        if isinstance(error, InternalError):
+            _bug(error)
+        stderr().print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        stderr().print("interrupted; nothing was left half-written", markup=False)
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001 -- the top of the command line: a bug of ours, told as one
+        _bug(error)
+
+
+def _bug(error: BaseException) -> None:
+    console = stderr()
+    console.print("This is a bug in trueport. Please report it with the following text:\n", markup=False)
+    console.print(f"trueport {__version__}, Python {platform.python_version()}, {platform.platform()}", markup=False)
+    console.print(f"command: {' '.join(sys.argv[1:])}", markup=False, soft_wrap=True)
+    console.print("".join(traceback.format_exception(error)), markup=False, highlight=False, soft_wrap=True)
+    sys.exit(3)

@@ -1,0 +1,361 @@
+"""Convert a model along routes, hop by hop, and verify every hop.
+
+Each hop's result is loaded before the hop counts as done (an exit code of 0 proves nothing), then compared with the
+original source and with the hop before, so that a wrong hop is named. When a route fails or is not faithful, the next
+one is tried; hops that routes share are converted once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from trueport import reconcile
+from trueport.artifact import Artifact, Signature
+from trueport.compare.types import Verdict, Verification
+from trueport.errors import TrueportError, UsageError
+from trueport.feeds import Feeds
+from trueport.lineage import compose
+from trueport.outcome import Failure, Kind, Ok, Outcome, Stage
+from trueport.routes import Hop, Route, lower_opset
+from trueport.session import Session, converter_of, first_run, framework_of
+from trueport.verification import Reference, reference, verify
+from trueport.worker.pool import Reply
+
+CALIBRATION_RUNS = 100
+"""Samples handed to a quantising converter: the range that TensorFlow's own guide advises is 100 to 500."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HopResult:
+    """One conversion step as it went. `verified` is against the original source, `against_previous` against its own input."""
+
+    hop: Hop
+    outcome: Outcome[Artifact]
+    versions: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    verified: Verification | None = None
+    against_previous: Verification | None = None
+
+    @property
+    def faithful(self) -> bool | None:
+        """Whether this hop kept what it was given; None when that was not compared."""
+        judged = self.against_previous or self.verified
+        return None if judged is None else judged.verdict == Verdict.FAITHFUL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One route as it went; the hops end at the first failure."""
+
+    route: Route
+    hops: tuple[HopResult, ...]
+
+    @property
+    def output(self) -> Artifact | None:
+        """The converted model, when the last hop gave one."""
+        last = self.hops[-1].outcome
+        finished = isinstance(last, Ok) and last.value.format == self.route.target_format
+        return last.value if finished and isinstance(last, Ok) and self._complete else None
+
+    @property
+    def _complete(self) -> bool:
+        return self.hops[-1].hop.step == self.route.hops[-1].step
+
+    @property
+    def failure(self) -> Failure | None:
+        """What stopped the route."""
+        last = self.hops[-1].outcome
+        return last if isinstance(last, Failure) else None
+
+    @property
+    def verification(self) -> Verification | None:
+        """The finished model against the original source."""
+        return self.hops[-1].verified if self.output is not None else None
+
+    @property
+    def blamed(self) -> HopResult | None:
+        """The first hop that did not keep what it was given."""
+        return next((hop for hop in self.hops if hop.faithful is False), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """`trueport/convert/1`: every attempt, and the one whose model was kept (None: no route succeeded)."""
+
+    source: Artifact
+    target_format: str
+    attempts: tuple[Attempt, ...]
+    chosen: Attempt | None
+    output: Path | None
+
+    @property
+    def verification(self) -> Verification | None:
+        """The kept model against the original source; None without one, or when verification was switched off."""
+        return self.chosen.verification if self.chosen is not None else None
+
+
+def convert(
+    session: Session,
+    source: Artifact,
+    routes: Sequence[Route],
+    given: Feeds,
+    *,
+    out: Path,
+    precision: str = "float32",
+    check: bool = True,
+    task: str = "auto",
+    max_routes: int = 6,
+) -> Conversion:
+    """Try `routes` in order until one gives a faithful model, and leave the best model at `out`.
+
+    Best: faithful; else the finished one that deviates least. Nothing is left at `out` when no route finishes.
+    Raises UsageError when there is no route at all or when the source itself cannot be loaded.
+    """
+    if not routes:
+        raise UsageError("there is no route between these formats; `trueport routes` lists every step")
+    loaded = reference(session, source)
+    if isinstance(loaded, Failure):
+        raise UsageError(f"{source.path.name} cannot be loaded ({loaded.kind}): {loaded.message}")
+    work = _Work(session=session, original=loaded.value, given=given, check=check, task=task)
+    attempts: list[Attempt] = []
+    for number, route in enumerate(routes[:max_routes], 1):
+        session.progress(f"route {number} of {min(len(routes), max_routes)}: {route.name}")
+        attempts.append(work.attempt(route, precision))
+        if _good_enough(attempts[-1], check):
+            break
+    chosen = _best(attempts)
+    if chosen is None or chosen.output is None:
+        return Conversion(
+            source=source, target_format=routes[0].target_format, attempts=tuple(attempts), chosen=None, output=None
+        )
+    publish(chosen.output.path, out)
+    return Conversion(
+        source=source, target_format=routes[0].target_format, attempts=tuple(attempts), chosen=chosen, output=out
+    )
+
+
+def _good_enough(attempt: Attempt, check: bool) -> bool:
+    if attempt.output is None:
+        return False
+    return not check or (attempt.verification is not None and attempt.verification.verdict == Verdict.FAITHFUL)
+
+
+def _best(attempts: Sequence[Attempt]) -> Attempt | None:
+    order = {Verdict.FAITHFUL: 0, Verdict.DEVIATES: 1, Verdict.FLAKY: 2, Verdict.INCOMPARABLE: 3}
+
+    def badness(attempt: Attempt) -> tuple[int, float]:
+        verification = attempt.verification
+        if verification is None:
+            return 4, 0.0
+        ratios = [output.ratio for output in verification.comparison.outputs]
+        worst = max((ratio for ratio in ratios if ratio == ratio), default=0.0)
+        return order[verification.verdict], worst
+
+    finished = [attempt for attempt in attempts if attempt.output is not None]
+    return min(finished, key=badness, default=None)
+
+
+@dataclass(slots=True)
+class _Work:
+    """The state of one conversion: what was already converted, by the steps and options that led there."""
+
+    session: Session
+    original: Reference
+    given: Feeds
+    check: bool
+    task: str
+    done: dict[tuple[Any, ...], HopResult] = field(default_factory=dict)
+    references: dict[str, Reference] = field(default_factory=dict)
+
+    def attempt(self, route: Route, precision: str) -> Attempt:
+        current = self.original.artifact
+        results: list[HopResult] = []
+        key: tuple[Any, ...] = ()
+        for hop in route.hops:
+            for actual in self._with_opset(hop, current):
+                key = (*key, (actual.step.name, tuple(sorted(actual.options.items()))))
+                if key not in self.done:
+                    self.done[key] = self._hop(actual, current, precision)
+                results.append(self.done[key])
+                outcome = results[-1].outcome
+                if isinstance(outcome, Failure):
+                    return Attempt(route=route, hops=tuple(results))
+                current = outcome.value
+        return Attempt(route=route, hops=tuple(results))
+
+    def _with_opset(self, hop: Hop, current: Artifact) -> list[Hop]:
+        if hop.step.max_opset is None:
+            return [hop]
+        signature = self.session.signature(current)
+        opset = None if isinstance(signature, Failure) else signature.value.meta.get("opset")
+        before = lower_opset(hop, opset)
+        return [hop] if before is None else [before, hop]
+
+    def _hop(self, hop: Hop, current: Artifact, precision: str) -> HopResult:
+        self.session.progress(f"{hop.step.name}: {current.format} → {hop.step.target_format}")
+        converted = self._convert(hop, current)
+        if isinstance(converted, Failure):
+            return HopResult(hop=hop, outcome=converted)
+        artifact, reply = converted.value
+        result = HopResult(
+            hop=hop,
+            outcome=Ok(artifact, converted.seconds),
+            versions=reply.versions,
+            notes=tuple((reply.value or {}).get("notes", ())),
+        )
+        return self._judge(result, artifact, current, precision) if self.check else result
+
+    def _convert(self, hop: Hop, current: Artifact) -> Outcome[tuple[Artifact, Reply]]:
+        session, step = self.session, hop.step
+        environment = session.environment(step.toolchain, variant=session.step_variant(step))
+        if isinstance(environment, Failure):
+            return environment
+        signature = session.signature(current)
+        if isinstance(signature, Failure):
+            return signature
+        suffix = framework_of(step.target_format).SUFFIXES[step.target_format]
+        out = session.pool.fresh_folder(step.name) / f"model{suffix}"
+        arguments = {
+            "step": step.name,
+            "source": str(current.path),
+            "out": str(out),
+            "options": dict(hop.options),
+            "context": self._context(signature.value, current),
+        }
+        done = session.call(environment.value, converter_of(step), "convert", arguments, stage=Stage.CONVERT)
+        if isinstance(done, Failure):
+            return done
+        artifact = self._load(step.target_format, step.name, out, current, done.value)
+        return artifact if isinstance(artifact, Failure) else Ok((artifact.value, done.value), done.seconds)
+
+    def _context(self, signature: Signature, current: Artifact) -> dict[str, Any]:
+        names, layout = current.made_by.get("names", {}), current.made_by.get("layout", {})
+        mapping = reconcile.reconcile_inputs(self.original.signature, signature, names, layout)
+        cases = [case for case in self.given.cases if case.kind == "data"]
+        if not mapping.problems and current is not self.original.artifact:
+            cases = list(reconcile.apply(mapping, replace(self.given, cases=tuple(cases))))
+        return {
+            "signature": signature.to_wire(),
+            "example": first_run(cases),
+            "calibration": {name: array[:CALIBRATION_RUNS] for name, array in cases[0].inputs.items()},
+            "trust": self.session.settings.trust,
+        }
+
+    def _load(self, target_format: str, step: str, out: Path, current: Artifact, reply: Reply) -> Outcome[Artifact]:
+        """Accept a converter's file only when it is there, is of the right format, and loads."""
+
+        def invalid(message: str) -> Failure:
+            return Failure(
+                stage=Stage.CONVERT, kind=Kind.INVALID_OUTPUT, message=f"{step} reported success, but {message}"
+            )
+
+        if not out.exists():
+            return invalid("wrote nothing")
+        made_by = {
+            "step": step,
+            "versions": dict(reply.versions),
+            "source": current.sha256,
+            **compose(current.made_by, reply.value or {}),
+        }
+        try:
+            artifact = Artifact.open(out, made_by=made_by)
+            if artifact.format != target_format:
+                return invalid(f"its file is {artifact.format}, not {target_format}")
+            loaded = self.session.signature(artifact)
+        except TrueportError as error:
+            return invalid(str(error).replace(str(out), "its file"))
+        if isinstance(loaded, Failure) and loaded.kind not in (Kind.UNSUPPORTED, Kind.UNAVAILABLE):
+            return replace(
+                loaded,
+                kind=Kind.INVALID_OUTPUT,
+                message=f"{step} reported success, but its file does not load: {loaded.message}",
+            )
+        return Ok(artifact)
+
+    def _judge(self, result: HopResult, artifact: Artifact, current: Artifact, precision: str) -> HopResult:
+        step = result.hop.step
+        declared = precision if result.hop.options.get("precision") == precision or _declared(current) else "float32"
+        if declared != "float32":
+            artifact = replace(artifact, made_by={**artifact.made_by, "precision": declared})
+            result = replace(result, outcome=Ok(artifact, _seconds(result.outcome)))
+        self.session.progress(f"{step.name}: verifying against the source")
+        verified = verify(self.original, artifact, self.given, precision=declared, task=self.task)
+        result = replace(result, verified=verified)
+        if current is self.original.artifact:
+            return result
+        before = self._reference(current)
+        if before is None:
+            return result
+        self.session.progress(f"{step.name}: verifying against the hop before")
+        direct = replace(artifact, made_by={**artifact.made_by, **artifact.made_by.get("direct", {})})
+        return replace(result, against_previous=self._against(before, direct, current, declared))
+
+    def _against(self, before: Reference, artifact: Artifact, current: Artifact, declared: str) -> Verification | None:
+        mapping = reconcile.reconcile_inputs(
+            self.original.signature,
+            before.signature,
+            current.made_by.get("names", {}),
+            current.made_by.get("layout", {}),
+        )
+        if mapping.problems:
+            return None
+        cases = tuple(reconcile.apply(mapping, self.given))
+        moved = replace(self.given, cases=cases, sha256=f"{self.given.sha256}:{current.sha256}")
+        same = declared if not _declared(current) else "float32"
+        return verify(before, artifact, moved, precision=same, task=self.task)
+
+    def _reference(self, artifact: Artifact) -> Reference | None:
+        if artifact.sha256 not in self.references:
+            loaded = reference(self.session, artifact)
+            if isinstance(loaded, Failure):
+                return None
+            self.references[artifact.sha256] = loaded.value
+        return self.references[artifact.sha256]
+
+
+def _declared(artifact: Artifact) -> bool:
+    return "precision" in artifact.made_by
+
+
+def _seconds(outcome: Outcome[Any]) -> float:
+    return outcome.seconds if isinstance(outcome, Ok) else 0.0
+
+
+def publish(made: Path, out: Path) -> None:
+    """Put a finished model at `out` by rename, so that `out` is never half-written. Raises UsageError when it cannot be."""
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if made.is_dir():
+            shutil.copytree(made, partial)
+            if out.is_dir():
+                old = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.old")
+                out.rename(old)
+                partial.rename(out)
+                shutil.rmtree(old)
+            else:
+                partial.rename(out)
+        else:
+            shutil.copyfile(made, partial)
+            for side in made.parent.iterdir():  # external weights lie beside the model, under the name it refers to
+                if side != made and side.is_file():
+                    _replace_copy(side, out.parent / side.name)
+            os.replace(partial, out)
+    except OSError as error:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+        raise UsageError(f"the result cannot be written to {out}: {error.strerror or error}") from error
+
+
+def _replace_copy(source: Path, target: Path) -> None:
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    shutil.copyfile(source, partial)
+    os.replace(partial, target)

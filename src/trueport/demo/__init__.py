@@ -1,0 +1,1 @@
+"""The whole story on real data: train, convert, verify, and catch a real converter bug."""

@@ -1,0 +1,147 @@
+"""Results as JSON documents: the contract that scripts and CI of users read, and what every report is rendered from."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import uuid
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from trueport.compare.types import Verification
+from trueport.conversion import Attempt, Conversion, HopResult
+from trueport.errors import UsageError
+from trueport.outcome import Failure
+
+VERIFY = "trueport/verify/1"
+CONVERT = "trueport/convert/1"
+
+Document = dict[str, Any]
+
+
+def verify_document(result: Verification) -> Document:
+    """Return the `trueport/verify/1` document."""
+    comparison = result.comparison
+    return {
+        "format": VERIFY,
+        **comparison.to_json(),
+        "source": result.source.to_json(),
+        "target": result.target.to_json(),
+        "inputs": dict(result.inputs),
+        "declared_precision": result.declared_precision,
+        "versions": dict(result.versions),
+        "timings": {name: round(seconds, 4) for name, seconds in result.timings.items()},
+        "rerun": list(result.rerun),
+        "notes": [*result.notes, *comparison.notes],
+    }
+
+
+def convert_document(result: Conversion, *, rerun: str) -> Document:
+    """Return the `trueport/convert/1` document. `diagnose` and `repair` are null until something asks for them."""
+    verification = result.verification
+    return {
+        "format": CONVERT,
+        "status": "failed" if result.chosen is None else "ok",
+        "source": result.source.to_json(),
+        "target_format": result.target_format,
+        "route": [] if result.chosen is None else _hops(result.chosen),
+        "tried": [_attempt(attempt) for attempt in result.attempts],
+        "output": None if result.output is None else str(result.output.absolute()),
+        "verify": None if verification is None else verify_document(verification),
+        "diagnose": None,
+        "repair": None,
+        "rerun": [rerun],
+    }
+
+
+def _attempt(attempt: Attempt) -> Document:
+    blamed = attempt.blamed
+    failure = attempt.failure
+    verification = attempt.verification
+    return {
+        "route": attempt.route.name,
+        "hops": _hops(attempt),
+        "failure": None if failure is None else failure.to_json(),
+        "verdict": None if verification is None else str(verification.verdict),
+        "reason": None if verification is None else verification.reason,
+        "blamed": None if blamed is None else blamed.hop.step.name,
+    }
+
+
+def _hops(attempt: Attempt) -> list[Document]:
+    return [_hop(hop) for hop in attempt.hops]
+
+
+def _hop(result: HopResult) -> Document:
+    step, outcome = result.hop.step, result.outcome
+    failed = isinstance(outcome, Failure)
+    judged = {"original": result.verified, "previous": result.against_previous}
+    return {
+        "step": step.name,
+        "source_format": step.source_format,
+        "target_format": step.target_format,
+        "toolchain": step.toolchain,
+        "versions": dict(result.versions),
+        "options": dict(result.hop.options),
+        "outcome": str(outcome.kind) if isinstance(outcome, Failure) else "ok",
+        "failure": outcome.to_json() if isinstance(outcome, Failure) else None,
+        "seconds": 0.0 if failed or isinstance(outcome, Failure) else round(outcome.seconds, 4),
+        "verdicts": {
+            name: None if one is None else {"verdict": str(one.verdict), "reason": one.reason}
+            for name, one in judged.items()
+        },
+        "notes": list(result.notes),
+    }
+
+
+def plain(value: Any) -> Any:
+    """Make a value strict JSON: NaN and the infinities become the strings "NaN", "Infinity", "-Infinity"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
+        return plain(value.item())
+    return value
+
+
+def dumps(document: Document) -> str:
+    """Encode a document, UTF-8 text with a final newline."""
+    return json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it appears whole or not at all. Raises UsageError when it cannot be written."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def read(path: Path) -> Document:
+    """Read a stored result. Raises UsageError when it is none of ours."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not a stored result: {error}") from error
+    if not isinstance(document, dict) or document.get("format") not in (VERIFY, CONVERT):
+        raise UsageError(f"{path} is not a stored result of a kind that this version knows ({VERIFY}, {CONVERT})")
+    return document
+
+
+def schema(name: str) -> Document:
+    """Return the published JSON schema of a document kind: "verify" or "convert"."""
+    text = (resources.files("trueport") / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8")
+    loaded: Document = json.loads(text)
+    return loaded

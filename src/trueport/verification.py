@@ -1,0 +1,278 @@
+"""Is the twin faithful? Runs source and target on the same inputs, measures the noise floor, and compares.
+
+The source's side (its runs and its floor) is computed once per set of inputs and kept in a `Reference`, because a
+conversion verifies many targets against one source.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from trueport import __version__, feeds, reconcile
+from trueport.artifact import Artifact, Signature
+from trueport.compare.types import Comparison, FloorRun, RunSet, Verdict, Verification
+from trueport.compare.verdict import compare
+from trueport.errors import UsageError
+from trueport.feeds import Case, Feeds
+from trueport.outcome import Failure, Kind, Ok, Outcome
+from trueport.session import RunResults, Session, framework_of
+
+FLOOR_RUNS = 4
+"""Runs per case on which the noise floor is measured: 2, 3 and 6 runs gave the same floor on the prototype's models."""
+
+SIMULATED = ("float16", "int8-dynamic", "int8")
+"""Reduced precisions that a target may declare, judged against the source with the same rounding simulated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """The source on one set of inputs: what it gives, once more, and in other, equally right ways."""
+
+    runs: RunResults
+    repeat: RunSet
+    floors: tuple[FloorRun, ...]
+    notes: tuple[str, ...]
+    seconds: Mapping[str, float]
+
+
+@dataclass(slots=True)
+class Reference:
+    """The source's side of a verification, measured once per set of inputs and declared precision."""
+
+    session: Session
+    artifact: Artifact
+    signature: Signature
+    _measured: dict[tuple[str, str], Measured] = field(default_factory=dict)
+
+    def measure(self, given: Feeds, precision: str) -> Outcome[Measured]:
+        """Run the source and its floor variants on `given`. A Failure only when no data case runs at all."""
+        key = (given.sha256, precision)
+        if key not in self._measured:
+            outcome = self._measure(given, precision)
+            if isinstance(outcome, Failure):
+                return outcome
+            self._measured[key] = outcome.value
+        return Ok(self._measured[key])
+
+    def _measure(self, given: Feeds, precision: str) -> Outcome[Measured]:
+        started = time.perf_counter()
+        outcome = self.session.run(self.artifact, given.cases)
+        if isinstance(outcome, Failure):
+            return outcome
+        runs = outcome.value
+        data_failures = [runs.failures.get(case.name) for case in given.cases if case.kind == "data"]
+        if data_failures and all(failure is not None for failure in data_failures):
+            return next(failure for failure in data_failures if failure is not None)
+        run_seconds = time.perf_counter() - started
+        few = [head(case) for case in given.cases if case.name not in runs.failures]
+        repeat = self._runs(few, "float32", None)
+        floors, notes = self._floors(few, given, precision)
+        seconds = {"source_run": run_seconds, "floor": time.perf_counter() - started - run_seconds}
+        return Ok(Measured(runs=runs, repeat=repeat, floors=tuple(floors), notes=tuple(notes), seconds=seconds))
+
+    def _runs(self, cases: Sequence[Case], precision: str, variant: str | None) -> RunSet:
+        outcome = self.session.run(self.artifact, cases, precision=precision, variant=variant)
+        return {case.name: outcome for case in cases} if isinstance(outcome, Failure) else outcome.value.runs
+
+    def _floors(self, few: Sequence[Case], given: Feeds, precision: str) -> tuple[list[FloorRun], list[str]]:
+        framework = framework_of(self.artifact.format)
+        floors = [
+            FloorRun(how=f"kernels: {variant}", runs=self._runs(few, "float32", variant))
+            for variant in framework.VARIANTS[1:]
+        ]
+        jittered = feeds.jitter(replace(given, cases=tuple(few)), self.session.settings.seed)
+        if jittered is not None:
+            floors.append(FloorRun(how="inputs moved by one ulp", runs=self._runs(jittered.cases, "float32", None)))
+        if "float64" in framework.PRECISIONS:
+            floors.append(FloorRun(how="float64", runs=self._runs(few, "float64", None)))
+        notes = []
+        if precision in SIMULATED:
+            if precision in framework.PRECISIONS:
+                runs = self._runs(few, precision, None)
+                floors.append(FloorRun(how=f"simulated {precision}", runs=runs))
+            else:
+                notes.append(f"{framework.NAME} cannot simulate {precision}, so its expected error is not known")
+        return floors, notes
+
+
+def head(case: Case) -> Case:
+    """Return the first runs of a case, on which the floor is measured."""
+    return replace(case, inputs={name: array[:FLOOR_RUNS] for name, array in case.inputs.items()})
+
+
+def reference(session: Session, source: Artifact) -> Outcome[Reference]:
+    """Load the source. Raises UsageError when its toolchain cannot be had."""
+    signature = session.signature(source)
+    if isinstance(signature, Failure):
+        if signature.kind == Kind.UNAVAILABLE:
+            raise UsageError(signature.message)
+        return signature
+    return Ok(Reference(session=session, artifact=source, signature=signature.value))
+
+
+def verify(
+    source: Reference,
+    target: Artifact,
+    given: Feeds,
+    *,
+    precision: str | None = None,
+    task: str = "auto",
+    rerun: Sequence[str] = (),
+) -> Verification:
+    """Compare a target with the source on `given` (in the source's layout).
+
+    precision: what the target is declared to be; None takes what the target's own file says.
+    Everything that goes wrong with a model ends as a verdict with its reason; a wrong request raises UsageError.
+    """
+    session, started = source.session, time.perf_counter()
+    loaded = session.signature(target)
+    if isinstance(loaded, Failure):
+        if loaded.kind == Kind.UNAVAILABLE:
+            raise UsageError(loaded.message)
+        return _incomparable(source, target, given, precision, f"the target cannot be loaded: {loaded.message}", rerun)
+    signature = loaded.value
+    declared = precision or declared_precision(source.signature, signature)
+    names, layout = target.made_by.get("names", {}), target.made_by.get("layout", {})
+    mapping = reconcile.reconcile_inputs(source.signature, signature, names, layout)
+    if mapping.problems:
+        reason = f"the inputs cannot be matched: {'; '.join(mapping.problems)}"
+        return _incomparable(source, target, given, declared, reason, rerun)
+    common = feeds.restrict(given, source.signature, signature)
+    measured = source.measure(common, declared)
+    if isinstance(measured, Failure):
+        reason = f"the source does not run on these inputs ({measured.kind}): {measured.message}"
+        return _incomparable(source, target, common, declared, reason, rerun)
+    target_started = time.perf_counter()
+    cases = reconcile.apply(mapping, common)
+    ran = session.run(target, cases)
+    if isinstance(ran, Failure):
+        ran = Ok(RunResults(runs={case.name: ran for case in cases}, versions={}))
+    repeated = session.run(target, [head(case) for case in cases if case.name not in ran.value.failures])
+    target_seconds = time.perf_counter() - target_started
+    result = compare(
+        source.signature,
+        signature,
+        {case.name: case.kind for case in common.cases},
+        measured.value.runs.runs,
+        ran.value.runs,
+        measured.value.floors,
+        measured.value.repeat,
+        None if isinstance(repeated, Failure) else repeated.value.runs,
+        declared_precision=declared,
+        renames=names,
+        layout=layout,
+        task=task,
+        labels=common.labels,
+    )
+    result = _with_runtime_note(result, source, target, signature, common, cases, measured.value, declared, task)
+    timings = {**measured.value.seconds, "target_run": target_seconds, "total": time.perf_counter() - started}
+    return Verification(
+        comparison=result,
+        source=source.artifact,
+        target=target,
+        inputs=describe(common),
+        declared_precision=declared,
+        versions=versions(measured.value.runs, ran.value),
+        timings=timings,
+        rerun=tuple(rerun) or _rerun(source.artifact, target, common),
+        notes=(*common.notes, *mapping.notes, *measured.value.notes),
+    )
+
+
+def _with_runtime_note(
+    result: Comparison,
+    source: Reference,
+    target: Artifact,
+    signature: Signature,
+    common: Feeds,
+    cases: Sequence[Case],
+    measured: Measured,
+    declared: str,
+    task: str,
+) -> Comparison:
+    """When the target deviates, see whether its runtime does: another kernel set of it may be faithful."""
+    if result.verdict != Verdict.DEVIATES:
+        return result
+    for variant in framework_of(target.format).VARIANTS[1:]:
+        ran = source.session.run(target, cases, variant=variant)
+        if isinstance(ran, Failure) or ran.value.failures:
+            continue
+        other = compare(
+            source.signature,
+            signature,
+            {case.name: case.kind for case in common.cases},
+            measured.runs.runs,
+            ran.value.runs,
+            measured.floors,
+            None,
+            None,
+            declared_precision=declared,
+            renames=target.made_by.get("names", {}),
+            layout=target.made_by.get("layout", {}),
+            task=task,
+            labels=common.labels,
+        )
+        if other.verdict == Verdict.FAITHFUL:
+            note = f"with the kernels '{variant}' the target is faithful: its default runtime is at fault, not the file"
+            return replace(result, notes=(*result.notes, note))
+    return result
+
+
+def declared_precision(source: Signature, target: Signature) -> str:
+    """Return the precision that the target's own file declares by its types, where it differs from the source's."""
+    says = str(target.meta.get("precision", "float32"))
+    return "float32" if says == source.meta.get("precision", "float32") or says not in SIMULATED else says
+
+
+def versions(source: RunResults, target: RunResults) -> dict[str, str]:
+    """Return what ran on either side, prefixed by side."""
+    found = {"trueport": __version__, "numpy": np.__version__}
+    found |= {f"source.{name}": version for name, version in source.versions.items()}
+    return found | {f"target.{name}": version for name, version in target.versions.items()}
+
+
+def describe(given: Feeds) -> dict[str, Any]:
+    """Return the JSON form of where the inputs came from."""
+    return {
+        "origin": given.origin,
+        "count": given.count,
+        "seed": given.seed,
+        "sha256": given.sha256,
+        "cases": [{"name": case.name, "kind": case.kind, "runs": case.runs} for case in given.cases],
+    }
+
+
+def _rerun(source: Artifact, target: Artifact, given: Feeds) -> tuple[str, ...]:
+    command = ["trueport", "verify", str(source.path), str(target.path), "--seed", str(given.seed)]
+    if not given.origin.startswith("generated"):
+        command += ["--inputs", given.origin]
+    return (shlex.join(command),)
+
+
+def _incomparable(
+    source: Reference, target: Artifact, given: Feeds, precision: str | None, reason: str, rerun: Sequence[str]
+) -> Verification:
+    comparison = Comparison(
+        verdict=Verdict.INCOMPARABLE,
+        reason=reason,
+        outputs=(),
+        unpaired_source=tuple(spec.name for spec in source.signature.outputs),
+        unpaired_target=(),
+        decisions=None,
+    )
+    return Verification(
+        comparison=comparison,
+        source=source.artifact,
+        target=target,
+        inputs=describe(given),
+        declared_precision=precision or "float32",
+        versions={"trueport": __version__},
+        timings={},
+        rerun=tuple(rerun) or _rerun(source.artifact, target, given),
+    )
