@@ -1,16 +1,200 @@
-"""Stub."""
+"""Decides how Keras models (`.keras`, `.h5`) are recognised, loaded, run and looked into.
+
+Keras 2 files mean what Keras 2 computes (an LSTM's hard sigmoid is another function in Keras 3), so they run through
+tf_keras in a toolchain of their own; `toolchain_for` chooses by what the file says. Values inside are layer outputs.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from trueport.frameworks import _keras_files as files
+from trueport.frameworks._base import Arrays, Emit, GraphDict, RunResult, SignatureDict, SpecDict, Unsupported
 
 NAME = "keras"
 FORMATS = {"keras": "tensorflow"}
+LEGACY_TOOLCHAIN = "tf-keras"
 SUFFIXES = {"keras": ".keras"}
-VARIANTS = ("default",)
-PRECISIONS = ("float32",)
+VARIANTS = ("default", "eager", "xla")
+PRECISIONS = ("float32", "float64", "float16", "int8-dynamic", "int8")
 
 
-def sniff(head: bytes, path: Path) -> str | None:
-    """Tell this framework's formats."""
+def sniff(head: bytes, path: Path) -> Optional[str]:
+    """Tell a Keras model by its bytes: a zip with a configuration, or an HDF5 file with one (not weights alone)."""
+    if head.startswith(files.ZIP):
+        return "keras" if files.is_keras_zip(path) else None
+    if head.startswith(files.HDF5):
+        return "keras" if files.is_keras_hdf5(path) else None
     return None
+
+
+def toolchain_for(path: str) -> str:
+    """Name the toolchain that gives this file its meaning. Runs in the parent. Raises BadModel for an unreadable file."""
+    return LEGACY_TOOLCHAIN if files.is_legacy(Path(path)) else FORMATS["keras"]
+
+
+def signature(path: str, *, trust: bool) -> SignatureDict:
+    """Describe the model. Raises BadModel, Untrusted, Unsupported."""
+    from trueport.frameworks import _keras_model as models
+    from trueport.frameworks import _keras_trace as traces
+
+    loaded = models.load(path, trust=trust)
+    inputs = [_spec(name, tensor) for name, tensor in loaded.inputs.items()]
+    for spec, tensor in zip(inputs, loaded.inputs.values()):
+        largest = _index_limit(loaded, tensor)
+        if largest is not None:
+            spec["minimum"], spec["maximum"] = 0, largest
+    layers = [layer for _, layer in traces.layers_of(loaded.model, legacy=loaded.legacy)]
+    dtypes = Counter(str(np.dtype(getattr(w.dtype, "name", w.dtype))) for w in loaded.model.weights if _is_numpy(w))
+    return SignatureDict(
+        inputs=inputs,
+        outputs=[_spec(name, tensor) for name, tensor in loaded.outputs.items()],
+        meta={
+            "producer": f"keras {files.keras_version(Path(path)) or '(version not said)'}",
+            "legacy": loaded.legacy,
+            "operators": dict(Counter(type(layer).__name__ for layer in layers)),
+            "parameters": models.parameter_count(loaded),
+            "precision": dtypes.most_common(1)[0][0] if dtypes else "float32",
+        },
+    )
+
+
+def _is_numpy(weight: Any) -> bool:
+    return str(getattr(weight.dtype, "name", weight.dtype)) in np.sctypeDict
+
+
+def _spec(name: str, tensor: Any) -> SpecDict:
+    from trueport.frameworks import _keras_model as models
+
+    dtype = models.dtype_name(tensor)
+    return SpecDict(name=name, dtype="str" if dtype == "string" else dtype, shape=models.shape_of(tensor))
+
+
+def _index_limit(loaded: Any, tensor: Any) -> Optional[int]:
+    """Largest legal index when an Embedding (or one-hot encoding) reads this input."""
+    from trueport.frameworks import _keras_trace as traces
+
+    limits = []
+    for _, layer in traces.layers_of(loaded.model, legacy=loaded.legacy):
+        size = getattr(layer, "input_dim", None) or getattr(layer, "num_tokens", None)
+        if size is None or type(layer).__name__ not in ("Embedding", "CategoryEncoding"):
+            continue
+        for node in getattr(layer, "_inbound_nodes", ()):
+            read = getattr(node, "keras_inputs", None) or getattr(node, "input_tensors", ())
+            if any(item is tensor for item in read):
+                limits.append(int(size) - 1)
+    return min(limits) if limits else None
+
+
+def run(
+    path: str, cases: Mapping[str, Arrays], *, precision: str, variant: str, trust: bool
+) -> dict[str, RunResult]:
+    """Run every case, R calls each, in inference mode. Other precisions than float32 evaluate the frozen graph.
+
+    The range of an int8 activation is taken from the case itself, so a probe does not widen the grid of the data.
+    """
+    from trueport.frameworks import _keras_model as models
+    from trueport.frameworks import _tf_graph as graphs
+    from trueport.frameworks import _tf_precision as precisions
+
+    if precision not in PRECISIONS or variant not in VARIANTS:
+        raise Unsupported(f"keras runs no precision '{precision}' with variant '{variant}'")
+    loaded = models.load(path, trust=trust)
+    if precision != "float32":
+        return precisions.run_as(_watched(path, trust).frozen, precision, cases)
+    return graphs.run_cases(_caller(loaded, variant), cases)
+
+
+def _caller(loaded: Any, variant: str) -> Any:
+    import tensorflow as tf
+
+    from trueport.frameworks import _keras_model as models
+
+    specs = models.specs(loaded, models.safe_names(list(loaded.inputs)))
+    apply = (
+        functools.partial(_flat_call, loaded)
+        if variant == "eager"
+        else models.function(loaded, compiled=variant == "xla")
+    )
+
+    def call(inputs: Arrays) -> Mapping[str, Any]:
+        missing = [name for name in loaded.inputs if name not in inputs]
+        if missing:
+            raise ValueError(f"no value for input {', '.join(missing)}; the model takes {', '.join(loaded.inputs)}")
+        flat = [tf.constant(inputs[name], dtype=spec.dtype) for name, spec in zip(loaded.inputs, specs)]
+        try:
+            return dict(zip(loaded.outputs, apply(*flat)))
+        except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError) as error:
+            if variant != "xla":
+                raise
+            raise Unsupported(f"XLA does not compile this model: {str(error).splitlines()[0][:200]}") from error
+
+    return call
+
+
+def _flat_call(loaded: Any, *flat: Any) -> list[Any]:
+    from trueport.frameworks import _keras_model as models
+
+    return models.call(loaded, flat)
+
+
+def _watched(path: str, trust: bool) -> Any:
+    from trueport.frameworks import _keras_model as models
+
+    return _watch(models.load(path, trust=trust).model, path, trust)
+
+
+@functools.lru_cache(maxsize=2)
+def _watch(model: Any, path: str, trust: bool) -> Any:
+    """Watched model, kept as long as the same loaded model is in use (`model` is the cache key)."""
+    from trueport.frameworks import _keras_model as models
+    from trueport.frameworks import _keras_trace as traces
+
+    return traces.watch(models.load(path, trust=trust))
+
+
+def names(path: str, *, trust: bool) -> list[str]:
+    """Names of the values of all layer calls, in execution order, and of the outputs."""
+    from trueport.frameworks import _keras_trace as traces
+
+    return list(traces.tensors(_watched(path, trust)))
+
+
+def trace(
+    path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budget: int, trust: bool
+) -> dict[str, Any]:
+    """Emit the wanted layer values, in windows of at most `budget` bytes. Raises Unsupported for an unknown name."""
+    from trueport.frameworks import _keras_trace as traces
+    from trueport.frameworks import _tf_graph as graphs
+
+    watched = _watched(path, trust)
+    known = traces.tensors(watched)
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise Unsupported(f"the model has no value '{unknown[0]}'")
+    return graphs.trace(watched.frozen, inputs, {name: known[name] for name in wanted}, emit, budget=budget)
+
+
+def graph(path: str, *, trust: bool) -> GraphDict:
+    """The graph of layer calls; weights are constants named `layer/weight`."""
+    from trueport.frameworks import _keras_model as models
+    from trueport.frameworks import _keras_trace as traces
+
+    return traces.graph(models.load(path, trust=trust), _watched(path, trust))
+
+
+def parameters(path: str, emit: Emit, *, trust: bool) -> dict[str, Any]:
+    """Emit every weight under its `layer/weight` name. Returns {"count": number of arrays}."""
+    from trueport.frameworks import _keras_model as models
+    from trueport.frameworks import _keras_trace as traces
+
+    weights = traces.weight_names(models.load(path, trust=trust))
+    for name, weight in weights.items():
+        emit(name, np.asarray(weight))
+    return {"count": len(weights)}

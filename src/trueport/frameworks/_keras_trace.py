@@ -1,0 +1,261 @@
+"""Decides what a layer's value is and where it lies: each layer call of a Keras model, found in its frozen graph.
+
+While the model is traced into a graph, every layer's `call` is watched and its output tensors are noted. After
+freezing, a layer's value is a tensor of the frozen graph, so that tracing needs no Keras any more; what reads what
+follows from walking that graph backwards between the noted tensors. A value is named by its layer's path
+(`block/conv`), `@1` added for a second call of the layer and `:1` for its second output. Layers inside loops (the
+cells of recurrent layers) have no value of their own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from trueport.frameworks import _keras_model as models
+from trueport.frameworks import _tf_graph as graphs
+from trueport.frameworks._base import GraphDict, NodeDict
+
+OPS = {
+    "Dense": "Gemm",
+    "EinsumDense": "Einsum",
+    "Conv1D": "Conv",
+    "Conv2D": "Conv",
+    "Conv3D": "Conv",
+    "DepthwiseConv1D": "Conv",
+    "DepthwiseConv2D": "Conv",
+    "SeparableConv2D": "Conv",
+    "Conv1DTranspose": "ConvTranspose",
+    "Conv2DTranspose": "ConvTranspose",
+    "Conv3DTranspose": "ConvTranspose",
+    "BatchNormalization": "BatchNormalization",
+    "LayerNormalization": "LayerNormalization",
+    "GroupNormalization": "GroupNormalization",
+    "MaxPooling1D": "MaxPool",
+    "MaxPooling2D": "MaxPool",
+    "MaxPooling3D": "MaxPool",
+    "AveragePooling1D": "AveragePool",
+    "AveragePooling2D": "AveragePool",
+    "AveragePooling3D": "AveragePool",
+    "GlobalAveragePooling1D": "GlobalAveragePool",
+    "GlobalAveragePooling2D": "GlobalAveragePool",
+    "GlobalMaxPooling1D": "GlobalMaxPool",
+    "GlobalMaxPooling2D": "GlobalMaxPool",
+    "Add": "Add",
+    "Subtract": "Sub",
+    "Multiply": "Mul",
+    "Concatenate": "Concat",
+    "ZeroPadding1D": "Pad",
+    "ZeroPadding2D": "Pad",
+    "UpSampling2D": "Resize",
+    "Resizing": "Resize",
+    "Flatten": "Flatten",
+    "Reshape": "Reshape",
+    "Permute": "Transpose",
+    "Embedding": "Gather",
+    "LSTM": "LSTM",
+    "GRU": "GRU",
+    "SimpleRNN": "RNN",
+    "ReLU": "Relu",
+    "LeakyReLU": "LeakyRelu",
+    "PReLU": "PRelu",
+    "ELU": "Elu",
+    "Softmax": "Softmax",
+    "Dropout": "Identity",
+    "SpatialDropout1D": "Identity",
+    "SpatialDropout2D": "Identity",
+    "MultiHeadAttention": "Attention",
+}
+"""Keras layer class -> ONNX operator; a class that is not here keeps its own name."""
+
+
+class Value(NamedTuple):
+    """One output of one layer call: its tensor in the frozen graph, and the layer."""
+
+    name: str
+    tensor: str
+    layer: Any
+
+
+class Watched(NamedTuple):
+    """A frozen model with the values of its layers, in execution order."""
+
+    frozen: graphs.Frozen
+    values: tuple[Value, ...]
+
+
+def watch(loaded: models.Loaded) -> Watched:
+    """Trace and freeze the model once while watching its layers."""
+    noted: list[tuple[str, Any, Any]] = []
+    calls: dict[str, int] = {}
+
+    def note(path: str, layer: Any, result: Any) -> None:
+        import tensorflow as tf
+
+        count = calls.get(path, 0)
+        calls[path] = count + 1
+        called = f"{path}@{count}" if count else path
+        flat = [item for item in tf.nest.flatten(result) if isinstance(item, tf.Tensor)]
+        noted.extend((f"{called}:{i}" if i else called, item, layer) for i, item in enumerate(flat))
+
+    undo = []
+    for path, layer in layers_of(loaded.model, legacy=loaded.legacy):
+        object.__setattr__(layer, "call", _watcher(layer.call, functools.partial(note, path, layer)))
+        undo.append(layer)
+    try:
+        concrete = models.function(loaded).get_concrete_function()
+    finally:
+        for layer in undo:
+            object.__delattr__(layer, "call")
+    frozen = graphs.freeze(concrete, list(loaded.inputs), list(loaded.outputs))
+    present = {node.name for node in frozen.graph_def.node}
+    values: dict[str, Value] = {}
+    for name, tensor, layer in noted:
+        if getattr(tensor, "graph", None) is concrete.graph and tensor.op.name in present:
+            values.setdefault(tensor.name, Value(name, tensor.name, layer))
+    fed = set(frozen.inputs.values())
+    return Watched(frozen, tuple(value for value in values.values() if value.tensor not in fed))
+
+
+def _watcher(original: Any, note: Any) -> Any:
+    @functools.wraps(original)
+    def watched(*arguments: Any, **keywords: Any) -> Any:
+        result = original(*arguments, **keywords)
+        note(result)
+        return result
+
+    return watched
+
+
+def layers_of(model: Any, *, legacy: bool) -> Iterator[tuple[str, Any]]:
+    """Yield (path, layer) of everything inside the model that is called, outer before inner, each once."""
+    seen: set[int] = {id(model), id(getattr(model, "_functional", None))}
+
+    def inside(owner: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        inner = getattr(owner, "_functional", None) or owner
+        children = list(getattr(inner, "operations", None) or []) if not legacy else []
+        if not children:
+            children = list(inner._flatten_layers(include_self=False, recursive=False))
+        for child in children:
+            if id(child) in seen or type(child).__name__ == "InputLayer" or not hasattr(child, "call"):
+                continue
+            seen.add(id(child))
+            path = f"{prefix}{child.name}"
+            yield path, child
+            if hasattr(child, "_flatten_layers"):
+                yield from inside(child, f"{path}/")
+
+    yield from inside(model, "")
+
+
+def tensors(watched: Watched) -> dict[str, str]:
+    """Value name -> tensor name of all values, then of the outputs that have a name of their own."""
+    found = {value.name: value.tensor for value in watched.values}
+    for name, tensor in watched.frozen.outputs.items():
+        found.setdefault(name, tensor)
+    return found
+
+
+def weight_names(loaded: models.Loaded) -> dict[str, Any]:
+    """`layer/weight` -> variable; the path that Keras gives it, clashes numbered."""
+    found: dict[str, Any] = {}
+    for weight in loaded.model.weights:
+        name = str(getattr(weight, "path", None) or weight.name).split(":")[0]
+        unique, count = name, 0
+        while unique in found:
+            count += 1
+            unique = f"{name}_{count}"
+        found[unique] = weight
+    return found
+
+
+def graph(loaded: models.Loaded, watched: Watched) -> GraphDict:
+    """The model as a graph of layer calls."""
+    import tensorflow as tf
+
+    names = {value.tensor: value.name for value in watched.values}
+    names.update({tensor: name for name, tensor in watched.frozen.inputs.items()})
+    nodes_by_name = {node.name: node for node in watched.frozen.graph_def.node}
+    weights = weight_names(loaded)
+    taken: set[int] = set()
+    grouped: dict[str, NodeDict] = {}
+    for value in watched.values:
+        called = value.name.rsplit(":", 1)[0] if value.name.rsplit(":", 1)[-1].isdigit() else value.name
+        if called in grouped:
+            grouped[called]["outputs"].append(value.name)
+            continue
+        own = {id(weight) for weight in getattr(value.layer, "weights", ())}
+        constants = [name for name, weight in weights.items() if id(weight) in own - taken]
+        if "@" not in called:
+            taken |= own
+        grouped[called] = NodeDict(
+            name=called,
+            op=OPS.get(type(value.layer).__name__, type(value.layer).__name__),
+            native_op=type(value.layer).__name__,
+            inputs=[*_reads(value.tensor, names, nodes_by_name), *constants],
+            outputs=[value.name],
+            attributes=_attributes(value.layer),
+        )
+    made = {name for node in grouped.values() for name in node["outputs"]}
+    for name, tensor in watched.frozen.outputs.items():
+        if name not in made:
+            reads = _reads(tensor, names, nodes_by_name)
+            grouped[f"output {name}"] = NodeDict(
+                name=f"output {name}", op="Identity", native_op="Output", inputs=reads, outputs=[name], attributes={}
+            )
+    constants_view = {
+        name: {"dtype": tf.as_dtype(weight.dtype).name, "shape": [int(d) for d in weight.shape]}
+        for name, weight in weights.items()
+    }
+    return GraphDict(
+        nodes=list(grouped.values()),
+        inputs=list(watched.frozen.inputs),
+        outputs=list(watched.frozen.outputs),
+        constants=constants_view,
+    )
+
+
+def _reads(tensor: str, names: dict[str, str], nodes: dict[str, Any]) -> list[str]:
+    """Names of the nearest noted tensors before `tensor`, walking the frozen graph backwards."""
+    found: list[str] = []
+    start = tensor.split(":")[0]
+    pending = [graphs.full(item) for item in nodes[start].input]
+    seen: set[str] = set()
+    while pending:
+        item = pending.pop(0)
+        if item in seen or item.startswith("^"):
+            continue
+        seen.add(item)
+        if item in names:
+            if names[item] not in found:
+                found.append(names[item])
+            continue
+        pending += [graphs.full(source) for source in nodes[item.split(":")[0]].input]
+    return found
+
+
+_KEPT = (
+    "strides", "padding", "dilation_rate", "groups", "kernel_size", "pool_size", "data_format", "axis", "epsilon",
+    "units", "filters", "use_bias", "activation", "recurrent_activation", "go_backwards", "return_sequences",
+    "momentum", "alpha", "negative_slope", "max_value", "threshold", "num_heads", "key_dim", "depth_multiplier",
+    "size", "interpolation", "target_shape", "dims", "rate", "reset_after", "approximate",
+)  # fmt: skip
+
+
+def _attributes(layer: Any) -> dict[str, Any]:
+    """The layer's hyperparameters that are plain values; an activation by its name."""
+    try:
+        config = layer.get_config()
+    except (NotImplementedError, TypeError, ValueError):
+        return {}
+    found: dict[str, Any] = {}
+    for key in _KEPT:
+        value = config.get(key)
+        if isinstance(value, dict):
+            value = value.get("class_name")
+        if isinstance(value, (list, tuple)):
+            value = [item if isinstance(item, (int, float, str, type(None))) else str(item) for item in value]
+        if value is not None and isinstance(value, (int, float, str, list)):
+            found[key] = value
+    return found

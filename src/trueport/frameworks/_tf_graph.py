@@ -1,0 +1,235 @@
+"""Decides how TensorFlow computations are frozen, run and traced: one GraphDef without variables, in a TF1 session.
+
+Shared by `keras.py` and `tensorflow.py`. A value is named as TensorFlow's GraphDef names it: `node` for a node's
+first output, `node:1` for its second. Control flow stays functional (While and If are single nodes) and the
+meta-optimiser is off, so that every tensor of the frozen graph can be fetched and keeps its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Callable, NamedTuple, Union
+
+import numpy as np
+
+from trueport.frameworks._base import Arrays, Emit, RunResult, Unsupported
+
+
+class Frozen(NamedTuple):
+    """A computation with its weights inside. `inputs` and `outputs`: the model's own name -> tensor name in the graph."""
+
+    graph_def: Any
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+
+
+def freeze(concrete: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Frozen:
+    """Freeze a ConcreteFunction whose flat arguments and flat results carry these names, in this order.
+
+    Raises Unsupported when it holds state that cannot become a constant (lookup tables, mutable resources).
+    """
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    try:
+        frozen = convert_variables_to_constants_v2(concrete, lower_control_flow=False)
+    except (ValueError, TypeError, KeyError) as error:
+        raise Unsupported(f"the computation cannot be frozen: {_first_line(error)}") from error
+    feeds = [tensor.name for tensor in frozen.inputs]
+    fetches = [tensor.name for tensor in frozen.outputs]
+    if len(feeds) != len(inputs) or len(fetches) != len(outputs):
+        raise Unsupported(
+            f"the frozen computation has {len(feeds)} inputs and {len(fetches)} outputs, "
+            f"expected {len(inputs)} and {len(outputs)}: it holds state beside its weights"
+        )
+    return Frozen(frozen.graph.as_graph_def(), dict(zip(inputs, feeds)), dict(zip(outputs, fetches)))
+
+
+class Runner:
+    """A session over a frozen graph."""
+
+    def __init__(self, frozen: Frozen, *, optimise: bool = False) -> None:
+        import tensorflow as tf
+
+        self.frozen = frozen
+        self.graph = tf.Graph()
+        with self.graph.as_default():
+            tf.graph_util.import_graph_def(frozen.graph_def, name="")
+        config = tf.compat.v1.ConfigProto()
+        config.graph_options.rewrite_options.disable_meta_optimizer = not optimise
+        if not optimise:
+            config.graph_options.optimizer_options.opt_level = -1
+        self.session = tf.compat.v1.Session(graph=self.graph, config=config)
+
+    def fetch(self, inputs: Mapping[str, np.ndarray], tensors: Sequence[str]) -> list[np.ndarray]:
+        """One call: model inputs by their own names, without run axis; returns the tensors of these graph names."""
+        feeds = {self.frozen.inputs[name]: value for name, value in inputs.items() if name in self.frozen.inputs}
+        return [np.asarray(value) for value in self.session.run(list(tensors), feeds)]
+
+    def close(self) -> None:
+        """Free the session."""
+        self.session.close()
+
+
+@contextlib.contextmanager
+def running(frozen: Frozen, *, optimise: bool = False) -> Iterator[Runner]:
+    """Open a Runner and close it again. Raises Unsupported when TensorFlow refuses the graph."""
+    import tensorflow as tf
+
+    try:
+        runner = Runner(frozen, optimise=optimise)
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
+        raise Unsupported(f"TensorFlow does not take the changed graph: {_first_line(error)}") from error
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+Call = Callable[[Arrays], Mapping[str, Any]]
+"""Inputs of one run (no run axis) to outputs by name."""
+
+
+def run_cases(call: Call, cases: Mapping[str, Arrays]) -> dict[str, RunResult]:
+    """Call once per run of every case and stack what came out along the run axis."""
+    results: dict[str, RunResult] = {}
+    for case, inputs in cases.items():
+        count = next(iter(inputs.values())).shape[0] if inputs else 1
+        runs = [dict(call({name: np.ascontiguousarray(a[r]) for name, a in inputs.items()})) for r in range(count)]
+        names = list(runs[0]) if runs else []
+        results[case] = {name: stack([np.asarray(run[name]) for run in runs]) for name in names}
+    return results
+
+
+def stack(values: list[np.ndarray]) -> Union[np.ndarray, list[np.ndarray]]:
+    """Join equal shapes along a new first axis; leave different shapes as a list."""
+    return np.stack(values) if len({value.shape for value in values}) == 1 else values
+
+
+def run_frozen(frozen: Frozen, cases: Mapping[str, Arrays], *, optimise: bool = False) -> dict[str, RunResult]:
+    """Evaluate the frozen graph on every case. Inputs are cast to the dtype of their placeholder."""
+    with running(frozen, optimise=optimise) as runner:
+        dtypes = {
+            name: runner.graph.get_tensor_by_name(tensor).dtype.as_numpy_dtype for name, tensor in frozen.inputs.items()
+        }
+
+        def call(inputs: Arrays) -> Mapping[str, Any]:
+            feeds = {name: np.asarray(value, dtypes[name]) for name, value in inputs.items() if name in dtypes}
+            return dict(zip(frozen.outputs, runner.fetch(feeds, list(frozen.outputs.values()))))
+
+        return run_cases(call, cases)
+
+
+def short(tensor: str) -> str:
+    """TensorFlow's short form of a tensor name: `node` for `node:0`."""
+    return tensor[:-2] if tensor.endswith(":0") else tensor
+
+
+def full(tensor: str) -> str:
+    """The tensor name of a short form or of a node input; a control input stays as it is."""
+    return tensor if ":" in tensor or tensor.startswith("^") else f"{tensor}:0"
+
+
+def value_names(frozen: Frozen) -> list[str]:
+    """Short names of all tensors that can be fetched as arrays, constants left out, in execution order."""
+    import tensorflow as tf
+
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.graph_util.import_graph_def(frozen.graph_def, name="")
+    fed = set(frozen.inputs.values())
+    found = []
+    for node in ordered(frozen.graph_def):
+        operation = graph.get_operation_by_name(node.name)
+        if operation.type in ("Const", "NoOp", "Placeholder"):
+            continue
+        found += [
+            short(tensor.name)
+            for tensor in operation.outputs
+            if tensor.dtype not in (tf.resource, tf.variant, tf.string) and tensor.name not in fed
+        ]
+    return found
+
+
+def ordered(graph_def: Any) -> list[Any]:
+    """Return the nodes so that every node follows its inputs; the file's own order breaks ties."""
+    nodes = {node.name: node for node in graph_def.node}
+    done: set[str] = set()
+    result = []
+    for start in graph_def.node:
+        pending = [start.name]
+        while pending:
+            name = pending[-1]
+            if name in done:
+                pending.pop()
+                continue
+            missing = [item for item in sources(nodes[name]) if item not in done and item in nodes]
+            if missing and not any(item in pending for item in missing):
+                pending += missing
+                continue
+            done.add(name)
+            result.append(nodes[name])
+            pending.pop()
+    return result
+
+
+def sources(node: Any) -> list[str]:
+    """Names of the nodes that this node reads, control inputs included."""
+    return [item.lstrip("^").split(":")[0] for item in node.input]
+
+
+def trace(
+    frozen: Frozen, inputs: Arrays, wanted: Mapping[str, str], emit: Emit, *, budget: int
+) -> dict[str, dict[str, str]]:
+    """Emit wanted values (name -> tensor name), holding at most `budget` bytes of them at a time.
+
+    Returns {"skipped": name -> reason} for values whose shape differs between runs. The sizes come from a first
+    call that fetches nothing but sizes, so that each window is filled without guessing; a value larger than
+    the budget gets a window of its own.
+    """
+    import tensorflow as tf
+
+    count = next(iter(inputs.values())).shape[0] if inputs else 1
+    skipped: dict[str, str] = {}
+    with running(frozen) as runner:
+        one = {name: np.asarray(array[0]) for name, array in inputs.items()}
+        tensors = {name: runner.graph.get_tensor_by_name(tensor) for name, tensor in wanted.items()}
+        with runner.graph.as_default():
+            sizes = [tf.size(tensor, out_type=tf.int64).name for tensor in tensors.values()]
+        counted = runner.fetch(one, sizes)
+        need = {
+            name: int(size) * tensor.dtype.size * count
+            for (name, tensor), size in zip(tensors.items(), counted)
+        }
+        for window in windows(need, budget):
+            held: dict[str, list[np.ndarray]] = {name: [] for name in window}
+            for run in range(count):
+                now = {name: np.asarray(array[run]) for name, array in inputs.items()}
+                for name, value in zip(window, runner.fetch(now, [wanted[name] for name in window])):
+                    held[name].append(value)
+            for name in window:
+                stacked = stack(held.pop(name))
+                if isinstance(stacked, list):
+                    skipped[name] = "its shape differs between runs"
+                else:
+                    emit(name, stacked)
+    return {"skipped": skipped}
+
+
+def windows(need: Mapping[str, int], budget: int) -> Iterator[list[str]]:
+    """Group names in order so that the bytes they need stay within the budget."""
+    group: list[str] = []
+    held = 0
+    for name, size in need.items():
+        if group and held + size > budget:
+            yield group
+            group, held = [], 0
+        group.append(name)
+        held += size
+    if group:
+        yield group
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
