@@ -6,6 +6,7 @@ environment is relocatable, so the rename leaves its scripts working.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import importlib.metadata
@@ -63,7 +64,7 @@ class Build:
     def _install(self) -> Outcome[bool]:
         """Install the packages; the value says whether the lock was kept."""
         lock = [] if self.variant.as_of else self._constraints()
-        self._say(f"installing {len(lock) or len(self.toolchain.requirements)} packages")
+        self._say(f"installing {len(lock)} locked packages" if lock else "choosing versions and installing them")
         done = self._pip_install(lock)
         if done.code and lock and self.variant.packages and self._lock_is_to_blame(done):
             self._say(f"{self.variant} does not go with the locked versions; resolving again without the lock")
@@ -143,6 +144,7 @@ class Build:
             "versions": installed_versions(self.folder),
             "built": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 1),
+            "size": folder_size(self.folder),
         }
         (self.folder / MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
 
@@ -190,6 +192,19 @@ def installed_versions(folder: Path) -> Mapping[str, str]:
     ]
     found = {package_name(one.name): one.version for one in importlib.metadata.distributions(path=places)}
     return dict(sorted(found.items()))
+
+
+def folder_size(folder: Path, *, shared: bool = True) -> int:
+    """Return the bytes of all files, each counted once; without `shared`, only of files that no other folder links to."""
+    total, seen = 0, set()
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                status = (Path(parent) / name).lstat()
+                if (shared or status.st_nlink == 1) and status.st_ino not in seen:
+                    seen.add(status.st_ino)
+                    total += status.st_size
+    return total
 
 
 def disk_failure(error: OSError, folder: Path) -> Failure:

@@ -28,6 +28,7 @@ from trueport.envbuild import (
     MARKER_FORMAT,
     Build,
     disk_failure,
+    folder_size,
     health,
     installed_versions,
     torch_backend,
@@ -70,7 +71,7 @@ class Environment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvInfo:
-    """What is known of a folder in the cache. `size` is in bytes; times are seconds since the epoch.
+    """What is known of a folder in the cache. `size` is in bytes, as it was built; times are seconds since the epoch.
 
     `complete` is false for a leftover of a build that was killed. `current` is false where this trueport would build
     something else (another lock, say). `locked` is false where a variant had to leave the lock.
@@ -186,7 +187,7 @@ class EnvStore:
             if not (everything or idle or not info.current or not info.complete):
                 continue
             with suppress(filelock.Timeout), self._locked(_key(info.path), timeout=0):
-                if info.complete and _in_use(info.path):
+                if info.path.suffix not in (_PARTIAL, _REMOVED) and _in_use(info.path):
                     self.progress(f"'{info.path.name}' is in use and stays")
                     continue
                 freed += self._remove(info.path)
@@ -264,7 +265,7 @@ class EnvStore:
         """Remove one folder whose lock is held: out of sight first, so that no half of it can be taken for the whole."""
         hidden = path if path.suffix == _REMOVED else path.with_name(f"{_key(path)}.{os.getpid()}{_REMOVED}")
         shutil.rmtree(hidden, ignore_errors=True) if hidden != path else None
-        freed = _size(path, shared=False)
+        freed = folder_size(path, shared=False)
         path.replace(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
         return freed
@@ -280,7 +281,7 @@ class EnvStore:
             toolchain=name,
             variant=variant,
             path=path,
-            size=_size(path),
+            size=marker.get("size") or folder_size(path),
             versions=marker.get("versions", {}),
             built=marker.get("built", ""),
             seconds=marker.get("seconds", 0.0),
@@ -348,19 +349,6 @@ def _differences(toolchain: Toolchain, variant: Variant, installed: Mapping[str,
         elif there.partition("+")[0] != version.partition("+")[0]:
             found.append(f"{name} is {there}, not {version}")
     return tuple(found)
-
-
-def _size(folder: Path, *, shared: bool = True) -> int:
-    """Return the bytes of all files, each counted once; without `shared`, only of files that no other folder links to."""
-    total, seen = 0, set()
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                status = (Path(parent) / name).lstat()
-                if (shared or status.st_nlink == 1) and status.st_ino not in seen:
-                    seen.add(status.st_ino)
-                    total += status.st_size
-    return total
 
 
 def _in_use(folder: Path) -> bool:

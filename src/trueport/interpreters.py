@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -77,11 +78,11 @@ def _candidates(version: str) -> Iterator[Path]:
     if version == "{}.{}".format(*sys.version_info[:2]):
         yield Path(sys.executable)
     # uv gives up at the first shim on PATH that does not run, so its "no" is not the last word.
-    done = _run(
-        [uv.find_uv_bin(), "python", "find", "--system", "--no-python-downloads", "--no-config", version], START_TIMEOUT
-    )
-    if done.returncode == 0:
-        yield Path(done.stdout.strip())
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        find = ["python", "find", "--system", "--no-python-downloads", "--no-config", version]
+        done = _run([uv.find_uv_bin(), *find], START_TIMEOUT)
+        if done.returncode == 0:
+            yield Path(done.stdout.strip())
     root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     patched = [
         (int(match.group(1)), path)

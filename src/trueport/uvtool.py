@@ -46,7 +46,7 @@ _STAGES = ("Resolved", "Prepared", "Installed", "Downloading", "Downloaded", "Bu
 
 DISK_FULL, NOT_WRITABLE, OFFLINE, NETWORK, INDEX = "disk-full", "not-writable", "offline", "network", "index"
 NO_SUCH_VERSION, NO_SUCH_PACKAGE, NO_BUILD = "no-such-version", "no-such-package", "no-build"
-NO_SOLUTION, BROKEN, UNKNOWN = "no-solution", "broken-package", "unknown"
+NO_SOLUTION, BROKEN, MISSING, UNKNOWN = "no-solution", "broken-package", "missing", "unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +67,11 @@ class Complaint:
 
 
 _COMPLAINTS: Sequence[tuple[str, str, str]] = (
+    (
+        r"uv cannot be run",
+        MISSING,
+        "the program uv, which comes with trueport, is missing or does not run; put it back with `pip install --force-reinstall uv`",
+    ),
     (
         r"no space left on device|os error 28\b|disk quota exceeded",
         DISK_FULL,
