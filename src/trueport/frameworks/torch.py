@@ -1,16 +1,235 @@
-"""Stub."""
+"""PyTorch: exported programs (`.pt2`), TorchScript (`.pt`), and models made by a factory of the user's.
+
+This file is the contract; `_torch_archive` tells files apart, `_torch_program` and `_torch_script` know one format
+each, `_torch_factory` turns `package.module:factory` and a checkpoint into a file of one of them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trueport.frameworks import _torch_archive
+from trueport.frameworks._base import Arrays, BadModel, Emit, GraphDict, RunResult, SignatureDict, Unsupported
+from trueport.frameworks._torch_archive import checkpoint_kind
+from trueport.frameworks._torch_factory import materialise
+from trueport.frameworks._torch_values import PRECISIONS, VARIANTS, check_feeds, collect, settings, to_numpy
+
+__all__ = [
+    "FORMATS",
+    "NAME",
+    "PRECISIONS",
+    "SUFFIXES",
+    "VARIANTS",
+    "checkpoint_kind",
+    "graph",
+    "materialise",
+    "names",
+    "parameters",
+    "run",
+    "signature",
+    "sniff",
+    "trace",
+]
 
 NAME = "torch"
-FORMATS = {"pytorch": "torch"}
-SUFFIXES = {"pytorch": ".pytorch"}
-VARIANTS = ("default",)
-PRECISIONS = ("float32",)
+FORMATS = {"pytorch": "torch", "torchscript": "torch"}
+SUFFIXES = {"pytorch": ".pt2", "torchscript": ".pt"}
 
 
 def sniff(head: bytes, path: Path) -> str | None:
-    """Tell this framework's formats."""
-    return None
+    """Tell this framework's formats; a checkpoint is none (see `checkpoint_kind`)."""
+    return _torch_archive.sniff(head, path)
+
+
+def _format(path: str) -> str:
+    with Path(path).open("rb") as file:
+        head = file.read(64 * 1024)
+    found = _torch_archive.sniff(head, Path(path))
+    if found is not None:
+        return found
+    if checkpoint_kind(head, Path(path)) is not None:
+        raise BadModel(
+            f"{path} holds only weights: name the architecture as package.module:factory and give this file with --checkpoint"
+        )
+    raise BadModel(f"{path} is neither an exported program (.pt2) nor TorchScript (.pt)")
+
+
+@lru_cache(maxsize=2)
+def _cached(path: str, stamp: tuple[int, int], precision: str, trust: bool) -> Any:
+    from trueport.frameworks._torch_program import Program, load
+    from trueport.frameworks._torch_script import Script
+
+    if _format(path) == "torchscript":
+        return Script(path, precision)
+    return Program(load(path, trust=trust), precision)
+
+
+def _model(path: str, trust: bool, precision: str = "float32") -> Any:
+    """The loaded model (a Program or a Script), kept for the next call."""
+    if precision not in PRECISIONS:
+        raise Unsupported(f"precision {precision}: this framework evaluates in {', '.join(PRECISIONS)}")
+    info = Path(path).stat()
+    return _cached(path, (info.st_mtime_ns, info.st_size), precision, trust)
+
+
+def _is_script(model: Any) -> bool:
+    return type(model).__name__ == "Script"
+
+
+def signature(path: str, *, trust: bool) -> SignatureDict:
+    """Load the model and describe it. Raises BadModel, Untrusted, Unsupported."""
+    model = _model(path, trust)
+    if _is_script(model):
+        return model.signature()  # type: ignore[no-any-return]
+    version = _torch_archive.written_by(_torch_archive.read_program(path))
+    return model.signature(version)  # type: ignore[no-any-return]
+
+
+def run(path: str, cases: Mapping[str, Arrays], *, precision: str, variant: str, trust: bool) -> dict[str, RunResult]:
+    """Run every case; see the contract. Raises ValueError for feeds that do not fit, Unsupported for the precision."""
+    model = _model(path, trust, precision)
+    results = {}
+    with settings(variant, double=precision == "float64"):
+        for case, inputs in cases.items():
+            results[case] = _run_case(model, inputs, precision)
+    return results
+
+
+def _run_case(model: Any, inputs: Arrays, precision: str) -> RunResult:
+    if _is_script(model):
+        rows = [model.evaluate(row) for row in _rows(inputs, check_feeds(model.inputs, inputs, {}))]
+        found = list(rows[0]) if rows else []
+        if any(list(row) != found for row in rows):
+            raise Unsupported("the TorchScript model returns different outputs from run to run")
+        result = collect(found, [list(row.values()) for row in rows])
+        if precision == "float64":
+            _demand_float64(result)
+        return result
+    rows = list(_rows(inputs, check_feeds(model.specs, inputs, model.ranges())))
+    outputs = model.evaluate_int8(rows) if precision == "int8" else [model.evaluate(row) for row in rows]
+    return collect([name for _, name in model.outputs], outputs)
+
+
+def _demand_float64(result: RunResult) -> None:
+    for name, value in result.items():
+        for array in [value] if isinstance(value, np.ndarray) else value:
+            if array.dtype.kind == "f" and array.dtype != np.float64:
+                raise Unsupported(f"float64: the output '{name}' is {array.dtype.name}; the model casts inside")
+
+
+def _rows(inputs: Arrays, runs: int) -> Iterator[dict[str, np.ndarray]]:
+    return ({name: np.asarray(array[index]) for name, array in inputs.items()} for index in range(runs))
+
+
+def names(path: str, *, trust: bool) -> list[str]:
+    """Names of all values that `trace` can give. For TorchScript these are the outputs alone."""
+    model = _model(path, trust)
+    if _is_script(model):
+        return [spec["name"] for spec in model.signature()["outputs"]]
+    return model.names()  # type: ignore[no-any-return]
+
+
+def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budget: int, trust: bool) -> dict[str, Any]:
+    """Run and emit each wanted value [R, *shape]; returns {"windows", "skipped": name -> why}.
+
+    A first run measures sizes; then as many values at a time as fit into `budget` bytes, all R runs per window.
+    """
+    model = _model(path, trust)
+    with settings(VARIANTS[0]):
+        if _is_script(model):
+            rows = list(_rows(inputs, check_feeds(model.inputs, inputs, {})))
+
+            def record(row: Mapping[str, np.ndarray], keep: set[str] | None) -> dict[str, np.ndarray]:
+                values = {name: to_numpy(value) for name, value in model.evaluate(row).items()}
+                return {n: v for n, v in values.items() if v is not None and (keep is None or n in keep)}
+        else:
+            rows = list(_rows(inputs, check_feeds(model.specs, inputs, model.ranges())))
+
+            def record(row: Mapping[str, np.ndarray], keep: set[str] | None) -> dict[str, np.ndarray]:
+                return _record(model, row, keep)
+
+        return _windows(rows, list(wanted), emit, budget, record)
+
+
+def _record(model: Any, row: Mapping[str, np.ndarray], keep: set[str] | None) -> dict[str, np.ndarray]:
+    """Values of one run by name: those in `keep`; for None, zero-stride stand-ins that only tell shape and dtype."""
+    import torch
+
+    found: dict[str, np.ndarray] = {}
+
+    def take(name: str, value: Any) -> None:
+        if not isinstance(value, torch.Tensor) or (keep is not None and name not in keep):
+            return
+        if keep is not None:
+            found[name] = to_numpy(value)  # type: ignore[assignment]
+        else:
+            found[name] = np.broadcast_to(np.zeros((), dtype=f"V{value.element_size()}"), tuple(value.shape))
+
+    def hook(node: Any, value: Any) -> Any:
+        if node.op == "call_function" and node not in model._aliases:
+            if isinstance(value, (tuple, list)):
+                for index, item in enumerate(value):
+                    take(model.name_of(node, index), item)
+            else:
+                take(model.name_of(node), value)
+        return value
+
+    outputs = model.evaluate(row, hook)
+    for (_, name), value in zip(model.outputs, outputs):
+        if name not in found:
+            take(name, value)
+    return found
+
+
+def _windows(rows: Sequence[Any], wanted: list[str], emit: Emit, budget: int, record: Any) -> dict[str, Any]:
+    if not rows or not wanted:
+        return {"windows": 0, "skipped": {}}
+    sizes = {name: value.size * value.dtype.itemsize * len(rows) for name, value in record(rows[0], None).items()}
+    skipped = {name: "it is not a tensor that this model computes" for name in wanted if name not in sizes}
+    windows: list[list[str]] = []
+    room = 0
+    for name in wanted:
+        if name in skipped:
+            continue
+        if not windows or sizes[name] > room:
+            windows.append([])
+            room = budget
+        windows[-1].append(name)
+        room -= sizes[name]
+    for window in windows:
+        values = [record(row, set(window)) for row in rows]
+        for name in window:
+            arrays = [value.pop(name) for value in values]
+            if len({array.shape for array in arrays}) == 1:
+                emit(name, np.stack(arrays))
+            else:
+                skipped[name] = "its shape differs from run to run"
+    return {"windows": len(windows), "skipped": skipped}
+
+
+def graph(path: str, *, trust: bool) -> GraphDict:
+    """The read-only view of the graph."""
+    return _model(path, trust).graph()  # type: ignore[no-any-return]
+
+
+def parameters(path: str, emit: Emit, *, trust: bool) -> dict[str, Any]:
+    """Emit every constant array under its name in `graph`; returns {"count"}."""
+    model = _model(path, trust)
+    if _is_script(model):
+        tensors = dict(model.module.named_parameters())
+        tensors.update(model.module.named_buffers())
+        known = {name: tensors[name] for name in model.graph()["constants"]}
+    else:
+        known = {model._targets[name]: value for name, value in model.constants.items()}
+    count = 0
+    for name, value in known.items():
+        array = to_numpy(value)
+        if array is not None:
+            emit(name, array)
+            count += 1
+    return {"count": count}

@@ -1,0 +1,530 @@
+"""An exported program (`.pt2`): its signature, its values by name, and its evaluation node by node.
+
+A program is evaluated by one FX interpreter for `run` and `trace` alike, so that looking inside changes nothing.
+Names: an input and an operator keep the name that the graph gives them, a parameter has the module's own name
+("layer1.conv.weight"), an output is "output_0", ... or the key under which the model returns it. The outputs of an
+operator that gives several are `node#0`, `node#1`, ...; `getitem` is no operator, its users read `node#i`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Callable
+
+import numpy as np
+
+from trueport.frameworks import _torch_archive as archive
+from trueport.frameworks._base import (
+    BadModel,
+    Dim,
+    GraphDict,
+    NodeDict,
+    SignatureDict,
+    SpecDict,
+    Unsupported,
+    Untrusted,
+)
+from trueport.frameworks._torch_ops import ONNX_NAMES, TRANSPARENT
+from trueport.frameworks._torch_values import Grid, dtype_name, rounded_weight, tensor_of
+
+Hook = Callable[[Any, Any], Any]
+"""(fx node, value) -> the value to go on with; called for every input and operator in execution order."""
+
+
+def load(path: str, *, trust: bool) -> Any:
+    """Return the ExportedProgram. Raises BadModel, Untrusted, Unsupported (another version's file)."""
+    import torch
+
+    program = archive.read_program(path)
+    if not trust:
+        reason = archive.code_that_loading_would_run(path) or _pickled_sample_inputs(path)
+        if reason is not None:
+            raise Untrusted(
+                f"{path}: loading it can run code, because {reason}; give --trust if you know where it is from"
+            )
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 -- a file object, because torch refuses paths with other suffixes
+            return torch.export.load(file)
+    except Exception as error:
+        wrote, here = archive.written_by(program), torch.__version__.partition("+")[0]
+        if wrote != here:
+            raise Unsupported(
+                f"{path} was written by torch {wrote or '(unknown)'} and does not load in {here}: a .pt2 belongs to its torch "
+                f"version; use --with torch=={wrote or 'VERSION'}, or give module:factory and weights, or TorchScript"
+            ) from error
+        raise BadModel(f"{path}: the exported program cannot be read ({_first_line(error)}); save it again") from error
+
+
+def _pickled_sample_inputs(path: str) -> str | None:
+    import io
+
+    import torch
+
+    for data in archive.sample_inputs(path):
+        try:
+            if data:
+                torch.load(io.BytesIO(data), weights_only=True)
+        except Exception:  # noqa: BLE001 -- whatever it is, the plain loader would go on to unpickle it freely
+            return "its sample inputs are more than tensors"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+class Program:
+    """A loaded program in one precision. `exported` is changed in place for precisions other than float32."""
+
+    def __init__(self, exported: Any, precision: str = "float32") -> None:
+        self.exported = exported
+        self.module = exported.graph_module
+        self.nodes = list(self.module.graph.nodes)
+        self.precision = precision
+        self.constants: dict[str, Any] = {}  # placeholder name -> tensor
+        self._fixed: dict[str, Any] = {}  # placeholder name -> number, string or None that the export fixed
+        self._targets: dict[str, str] = {}  # placeholder name -> the module's name of it
+        self._read_inputs()
+        self.specs = [_spec(node.name, node.meta.get("val")) for node in self.inputs]
+        self.mutates = any(_is_mutable(node) for node in self.nodes)
+        self.outputs = self._read_outputs()
+        self._aliases = self._read_aliases()
+        self._output_names = self._name_outputs()
+        if precision != "float32":
+            self._change_precision()
+
+    # ---- reading ----
+
+    def _read_inputs(self) -> None:
+        placeholders = [node for node in self.nodes if node.op == "placeholder"]
+        self.inputs: list[Any] = []
+        taken = {node.name for node in self.nodes}
+        for node, spec in zip(placeholders, self.exported.graph_signature.input_specs):
+            kind = spec.kind.name
+            if kind == "USER_INPUT":
+                if type(spec.arg).__name__ == "ConstantArgument":
+                    self._fixed[node.name] = spec.arg.value
+                else:
+                    self.inputs.append(node)
+            elif kind in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR", "CUSTOM_OBJ"):
+                self.constants[node.name] = self._stored(spec)
+                self._targets[node.name] = spec.target if spec.target not in taken else node.name
+            else:
+                raise Unsupported(f"the program has an input of kind {kind}, which is not run here")
+
+    def _stored(self, spec: Any) -> Any:
+        for table in (self.exported.state_dict, self.exported.constants):
+            if spec.target in table:
+                return table[spec.target]
+        raise BadModel(f"the program refers to '{spec.target}', which the file does not hold")
+
+    def _read_outputs(self) -> list[tuple[int, str]]:
+        """(position in the flat result, name) of every output that is a tensor or number."""
+        specs = self.exported.graph_signature.output_specs
+        user = [i for i, spec in enumerate(specs) if spec.kind.name == "USER_OUTPUT"]
+        names = _output_paths(self.exported.call_spec.out_spec, len(user))
+        self._results = list(self.nodes[-1].args[0])
+        keep = []
+        for index, name in zip(user, names):
+            result = self._results[index]
+            if result is not None and not isinstance(result, str):
+                keep.append((index, name))
+        return keep
+
+    def _read_aliases(self) -> dict[Any, tuple[Any, int]]:
+        """getitem node -> (the operator with several outputs, index)."""
+        found = {}
+        for node in self.nodes:
+            if node.op == "call_function" and node.target is operator.getitem:
+                source, index = node.args
+                if isinstance(source.meta.get("val"), (tuple, list)) and isinstance(index, int):
+                    found[node] = (source, index)
+        return found
+
+    def _name_outputs(self) -> dict[Any, str]:
+        """(node, index or None) -> output name, for every value that an output is the first to show."""
+        taken = {node.name for node in self.nodes} | set(self._targets.values())
+        named: dict[Any, str] = {}
+        final: list[tuple[int, str]] = []
+        for index, name in self.outputs:
+            node = self._results[index]
+            producer = node.name if hasattr(node, "name") else None
+            while name in taken and name != producer:
+                name = f"output_{name}"
+            taken.add(name)
+            final.append((index, name))
+            key = self._key(node)
+            if producer is not None and key[0].op == "call_function" and key not in named:
+                named[key] = name
+        self.outputs = final
+        return named
+
+    def _key(self, node: Any) -> tuple[Any, int | None]:
+        return self._aliases.get(node, (node, None))
+
+    def name_of(self, node: Any, index: int | None = None) -> str:
+        """The public name of one value."""
+        key = self._key(node) if index is None else (node, index)
+        if key in self._output_names:
+            return self._output_names[key]
+        base = self._targets.get(key[0].name, key[0].name)
+        return base if key[1] is None else f"{base}#{key[1]}"
+
+    # ---- describing ----
+
+    def signature(self, version: str) -> SignatureDict:
+        """Describe the program; see SignatureDict. `version`: of the torch that wrote it."""
+        inputs = [_spec(node.name, node.meta.get("val")) for node in self.inputs]  # a copy
+        for name, (low, high) in self._index_ranges().items():
+            spec = next(item for item in inputs if item["name"] == name)
+            spec["minimum"], spec["maximum"] = low, high
+        outputs = [_spec(name, _value_of(self._results[index])) for index, name in self.outputs]
+        parameters = [self.constants[spec.arg.name] for spec in self._parameter_specs()]
+        floats = Counter(dtype_name(p.dtype) for p in parameters if p.is_floating_point())
+        meta = {
+            "producer": f"torch {version}".strip(),
+            "torch": version,
+            "precision": floats.most_common(1)[0][0] if floats else "float32",
+            "operators": dict(Counter(_native_name(node) for node in self._operators())),
+            "parameters": sum(p.numel() for p in parameters),
+            "constraints": {name: list(bounds) for name, bounds in self.ranges().items()},
+        }
+        return {"inputs": inputs, "outputs": outputs, "meta": meta}
+
+    def _parameter_specs(self) -> list[Any]:
+        return [spec for spec in self.exported.graph_signature.input_specs if spec.kind.name == "PARAMETER"]
+
+    def ranges(self) -> dict[str, tuple[int | None, int | None]]:
+        """Symbolic size -> its inclusive range, None where it is open."""
+        found = {}
+        for symbol, interval in self.exported.range_constraints.items():
+            found[str(symbol)] = (_bound(interval.lower), _bound(interval.upper))
+        return found
+
+    def _operators(self) -> list[Any]:
+        return [
+            node
+            for node in self.nodes
+            if node.op == "call_function" and node not in self._aliases and not _checks(node)
+        ]
+
+    def _index_ranges(self) -> dict[str, tuple[int, int]]:
+        """Input name -> legal indices, for integer inputs that reach an embedding (or one_hot) unchanged."""
+        import torch
+
+        found: dict[str, tuple[int, int]] = {}
+        for node in self._operators():
+            name = _native_name(node)
+            if name in ("aten.embedding", "aten.embedding_bag", "aten._embedding_bag"):
+                source, rows = node.args[1], node.args[0].meta["val"].shape[0]
+            elif name == "aten.one_hot" and len(node.args) > 1 and node.args[1] > 0:
+                source, rows = node.args
+            else:
+                continue
+            for start, offset in _origins(source):
+                if start in self.inputs and isinstance(start.meta.get("val"), torch.Tensor):
+                    low, high = found.get(start.name, (-(2**62), 2**62))
+                    found[start.name] = (max(low, -offset), min(high, int(rows) - 1 - offset))
+        return found
+
+    def names(self) -> list[str]:
+        """Names of all tensors that `trace` can give, in execution order; a value that is two outputs has both names."""
+        produced = [name for node in self._operators() for name, _ in self._tensors(node)]
+        seen = set(produced)
+        return produced + [name for _, name in self.outputs if name not in seen]
+
+    def _tensors(self, node: Any) -> Iterator[tuple[str, int | None]]:
+        """(name, index) of the tensors that an operator gives."""
+        import torch
+
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            yield self.name_of(node), None
+        elif isinstance(value, (tuple, list)):
+            for index, item in enumerate(value):
+                if isinstance(item, torch.Tensor):
+                    yield self.name_of(node, index), index
+
+    def graph(self) -> GraphDict:
+        """The read-only view. Size computations are operators too, though `trace` gives tensors only."""
+        import torch
+
+        nodes = [self._node(node) for node in self._operators()]
+        made = {name for node in nodes for name in node["outputs"]}
+        for index, name in self.outputs:
+            if name not in made and hasattr(self._results[index], "op"):
+                source = self.name_of(self._results[index])
+                nodes.append({"name": name, "op": "Identity", "native_op": "", "inputs": [source], "outputs": [name], "attributes": {}})  # fmt: skip
+        constants = {
+            self._targets[name]: {"dtype": dtype_name(value.dtype), "shape": list(value.shape)}
+            for name, value in self.constants.items()
+            if isinstance(value, torch.Tensor)
+        }
+        inputs = [node.name for node in self.inputs]
+        return {"nodes": nodes, "inputs": inputs, "outputs": [name for _, name in self.outputs], "constants": constants}
+
+    def _node(self, node: Any) -> NodeDict:
+        native = _native_name(node)
+        outputs = [name for name, _ in self._tensors(node)]
+        inputs: list[str] = []
+        for source in _references((node.args, node.kwargs)):
+            if source.op == "get_attr":
+                continue
+            whole = (
+                [name for name, index in self._tensors(source) if index is not None]
+                if source not in self._aliases
+                else []
+            )
+            inputs.extend(whole or [self.name_of(source)])
+        return {
+            "name": node.name,
+            "op": ONNX_NAMES.get(native, native.rpartition(".")[2]),
+            "native_op": str(node.target),
+            "inputs": inputs,
+            "outputs": outputs or [self.name_of(node)],
+            "attributes": _attributes(node),
+        }
+
+    # ---- evaluating ----
+
+    def evaluate(self, row: Mapping[str, np.ndarray], hook: Hook | None = None) -> list[Any]:
+        """Run once on one run's arrays and return the outputs in the order of the signature.
+
+        Raises Unsupported when float64 was asked for and an operator gave another float."""
+        import torch
+
+        double = self.precision == "float64"
+
+        class Walk(torch.fx.Interpreter):  # type: ignore[misc]
+            def run_node(self, node: Any) -> Any:
+                value = super().run_node(node)
+                if double:
+                    _demand_double(node, value)
+                return hook(node, value) if hook is not None and node.op in ("placeholder", "call_function") else value
+
+        arguments = [self._argument(node, row, double) for node in self.nodes if node.op == "placeholder"]
+        flat = Walk(self.module).run(*arguments, enable_io_processing=False)
+        return [flat[index] for index, _ in self.outputs]
+
+    def _argument(self, node: Any, row: Mapping[str, np.ndarray], double: bool) -> Any:
+        import torch
+
+        if node.name in self.constants:
+            value = self.constants[node.name]
+            return value.clone() if self.mutates and isinstance(value, torch.Tensor) else value
+        if node.name in self._fixed:
+            return self._fixed[node.name]
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            return tensor_of(row[node.name], dtype_name(value.dtype), double=double)
+        return row[node.name].item()
+
+    def evaluate_int8(self, rows: Sequence[Mapping[str, np.ndarray]]) -> list[list[Any]]:
+        """Run every row with each float value rounded to 8 bits, on ranges seen over all the rows."""
+        grids: dict[Any, Grid] = {}
+
+        def each(node: Any, value: Any, act: Callable[[Any, Any], Any]) -> Any:
+            if node.name in self.constants or node.target is operator.getitem:
+                return value
+            if isinstance(value, (tuple, list)):
+                return type(value)(act((node, i), item) if _is_float(item) else item for i, item in enumerate(value))
+            return act((node, None), value) if _is_float(value) else value
+
+        def see(key: Any, tensor: Any) -> Any:
+            grids.setdefault(key, Grid()).see(tensor)
+            return tensor
+
+        for row in rows:
+            self.evaluate(row, lambda node, value: each(node, value, see))
+        return [
+            self.evaluate(row, lambda node, value: each(node, value, lambda key, t: grids[key].apply(t)))
+            for row in rows
+        ]
+
+    # ---- precision ----
+
+    def _change_precision(self) -> None:
+        import torch
+
+        transposed = {
+            node.args[1].name
+            for node in self.nodes
+            if node.op == "call_function" and "conv_transpose" in str(node.target) and hasattr(node.args[1], "name")
+        }
+        for name, value in self.constants.items():
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+                continue
+            value = value.detach()
+            if self.precision == "float64":
+                self.constants[name] = value.double()
+            else:
+                self.constants[name] = rounded_weight(value, self.precision, axis=1 if name in transposed else 0)
+        if self.precision == "float64":
+            for module in self.module.modules():
+                if isinstance(module, torch.fx.GraphModule):
+                    _make_double(module)
+            self.nodes = list(self.module.graph.nodes)
+
+
+def _make_double(module: Any) -> None:
+    """Rewrite one graph in place so that every cast to, and every creation of, a float is of float64."""
+    import torch
+
+    floats = (torch.float16, torch.bfloat16, torch.float32)
+
+    def wider(value: Any) -> Any:
+        return torch.float64 if value in floats else value
+
+    for node in list(module.graph.nodes):
+        if node.op != "call_function":
+            continue
+        name = _native_name(node)
+        if name == "aten._assert_tensor_metadata":
+            module.graph.erase_node(node)
+            continue
+        if str(node.target) == "aten.view.dtype" or name.startswith("quantized"):
+            raise Unsupported(f"float64: the operator {node.target} works on the bits of another dtype")
+        if "autocast" in name:
+            raise Unsupported("float64: the program switches automatic mixed precision on")
+        node.args = _map_dtypes(node.args, wider)
+        node.kwargs = _map_dtypes(node.kwargs, wider)
+    for value in [*module.buffers(recurse=False), *module.parameters(recurse=False)]:
+        if value.is_floating_point():
+            value.data = value.data.double()
+    module.recompile()
+
+
+def _map_dtypes(value: Any, change: Callable[[Any], Any]) -> Any:
+    import torch
+
+    if isinstance(value, torch.dtype):
+        return change(value)
+    if isinstance(value, (tuple, list)):
+        return type(value)(_map_dtypes(item, change) for item in value)
+    if isinstance(value, dict):
+        return {key: _map_dtypes(item, change) for key, item in value.items()}
+    return value
+
+
+def _demand_double(node: Any, value: Any) -> None:
+    for item in value if isinstance(value, (tuple, list)) else (value,):
+        if _is_float(item) and dtype_name(item.dtype) != "float64":
+            raise Unsupported(f"float64: '{node.name}' ({node.target}) gives {dtype_name(item.dtype)}")
+
+
+def _is_float(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _is_mutable(node: Any) -> bool:
+    schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
+    return bool(schema is not None and schema.is_mutable)
+
+
+def _checks(node: Any) -> bool:
+    """Whether the operator only checks or marks, and has no result."""
+    name = _native_name(node)
+    return name.startswith(("aten._assert", "aten.sym_constrain", "aten._set_grad", "_C._set_grad"))
+
+
+def _native_name(node: Any) -> str:
+    """ "aten.conv2d" of aten.conv2d.default; a Python operator keeps its name ("mul")."""
+    target = node.target
+    packet = getattr(target, "overloadpacket", None)
+    return str(packet) if packet is not None else getattr(target, "__name__", str(target))
+
+
+def _value_of(result: Any) -> Any:
+    return result.meta.get("val") if hasattr(result, "meta") else result
+
+
+def _spec(name: str, value: Any) -> SpecDict:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return {"name": name, "dtype": dtype_name(value.dtype), "shape": [_dim(size) for size in value.shape]}
+    kinds = ((bool, "bool"), (int, "int64"), (float, "float64"))
+    plain = next((dtype for kind, dtype in kinds if isinstance(value, kind)), "")
+    symbolic = {"SymInt": "int64", "SymFloat": "float64", "SymBool": "bool"}.get(type(value).__name__, "int64")
+    return {"name": name, "dtype": plain or symbolic, "shape": []}
+
+
+def _dim(size: Any) -> Dim:
+    return size if isinstance(size, int) else str(size)
+
+
+def _bound(limit: Any) -> int | None:
+    """A limit of a range as an int; None for infinity (which the exporter also writes as the largest int)."""
+    value = int(limit) if getattr(limit, "is_Integer", False) or isinstance(limit, int) else None
+    return value if value is not None and abs(value) < 2**62 else None
+
+
+def _origins(node: Any) -> list[tuple[Any, int]]:
+    """(placeholder, added constant) from which an index comes through operators that keep values."""
+    found, todo = [], [(node, 0)]
+    while todo:
+        item, offset = todo.pop()
+        if not hasattr(item, "op"):
+            continue
+        if item.op == "placeholder":
+            found.append((item, offset))
+        elif item.op == "call_function":
+            name = _native_name(item)
+            if name in TRANSPARENT:
+                todo.append((item.args[0], offset))
+            elif name in ("aten.add", "aten.sub") and isinstance(item.args[1], int) and not item.kwargs:
+                todo.append((item.args[0], offset + (item.args[1] if name == "aten.add" else -item.args[1])))
+            elif name in ("aten.cat", "aten.stack"):
+                todo.extend((one, offset) for one in item.args[0])
+    return found
+
+
+def _references(value: Any) -> Iterator[Any]:
+    if hasattr(value, "op") and hasattr(value, "all_input_nodes"):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _references(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _references(item)
+
+
+def _attributes(node: Any) -> dict[str, Any]:
+    """The operator's arguments that are no tensors, by the names in its schema."""
+    schema = getattr(node.target, "_schema", None)
+    names = [argument.name for argument in schema.arguments] if schema is not None else []
+    named = {(names[i] if i < len(names) else f"arg{i}"): value for i, value in enumerate(node.args)}
+    named.update(node.kwargs)
+    return {name: _plain(value) for name, value in named.items() if not any(True for _ in _references(value))}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return str(value).replace("torch.", "")
+
+
+def _output_paths(spec: Any, count: int) -> list[str]:
+    """Names of the flat outputs: the keys under which the model returns them, else output_0, output_1, ..."""
+    import torch.utils._pytree as pytree
+
+    plain = [f"output_{index}" for index in range(count)]
+    try:
+        paths, _ = pytree.tree_flatten_with_path(spec.unflatten(list(range(count))))
+    except Exception:  # noqa: BLE001 -- an output class that cannot be rebuilt here still has its positions
+        return plain
+    names = []
+    for (path, _), fallback in zip(paths, plain):
+        parts = [str(getattr(step, "key", getattr(step, "name", getattr(step, "idx", "")))) for step in path]
+        named = any(hasattr(step, "key") or hasattr(step, "name") for step in path)
+        names.append(
+            ".".join(parts) if named and not parts[0].isdigit() else "output_" + "_".join(parts) if parts else fallback
+        )
+    return names if len(names) == count and len(set(names)) == count else plain
