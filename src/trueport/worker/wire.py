@@ -64,15 +64,16 @@ def whole_file(array: Any) -> str:
     return str(Path(array.filename).resolve()) if same else ""
 
 
-def plain(array: Any) -> np.ndarray:
-    """Return `array` in a dtype that every NumPy knows: text as unicode, bfloat16 and float8 as float32, int4 as int8.
+def plain(value: Any) -> np.ndarray:
+    """Return `value` in a dtype that every NumPy knows: text as unicode, bfloat16 and float8 as float32, int4 as int8.
 
     Raises TypeError for objects that are neither text nor bytes: their printed form would hide their values.
     """
-    array = np.asarray(array)
+    array: np.ndarray = np.asarray(value)
     kind = array.dtype.kind
     if kind in "OST":
-        return np.array([_text(item) for item in array.ravel().tolist()], dtype=np.str_).reshape(array.shape)
+        text: np.ndarray = np.array([_text(item) for item in array.ravel().tolist()], dtype=np.str_)
+        return text.reshape(array.shape)
     if kind in "UmM" or array.dtype.name in np.sctypeDict:
         return array
     if array.dtype.names is not None:
@@ -139,7 +140,7 @@ def load_array(path: str) -> np.ndarray:
             if "mmap" in str(error) or "empty" in str(error):  # zero-size arrays cannot be mapped
                 return np.asanyarray(np.load(path, allow_pickle=False))
             raise
-    except Exception as error:  # noqa: BLE001 -- a damaged header makes NumPy raise whatever its parser meets
+    except Exception as error:  # a damaged header makes NumPy raise whatever its parser meets
         raise ValueError(f"the array file {path!r} cannot be read: {error}") from error
 
 
