@@ -42,8 +42,10 @@ class FloorRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputReport:
-    """One output compared. Errors are over all compared cases; `dev`-normalised ones are relative to the
-    root mean square of the output's input-dependent part (METHOD 1). `worst_index` is [case, run, *index]."""
+    """One output compared. Errors are absolute, over data and batch cases (a probe's large magnitudes would drown
+    the rest; probes stand in `cases`). `floor` is relative to the root mean square of the output's input-dependent
+    part. `ratio` = deviation / floor, of rms or of the largest element, whichever is nearer to its bound.
+    `worst_index` is [case, run, *index in the target's layout]."""
 
     source: str
     target: str
@@ -66,6 +68,30 @@ class OutputReport:
     cases: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """case -> {"deviation", "floor", "ratio", ...}: what the report plots against the floor."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form; non-finite numbers stay floats, the writer turns them into strings."""
+        return {
+            "source": self.source,
+            "target": self.target,
+            "permutation": None if self.permutation is None else list(self.permutation),
+            "verdict": str(self.verdict),
+            "max_abs": self.max_abs,
+            "max_rel": self.max_rel,
+            "rmse": self.rmse,
+            "cosine": self.cosine,
+            "psnr": self.psnr,
+            "ulp_p99": self.ulp_p99,
+            "floor": self.floor,
+            "ratio": self.ratio,
+            "worst_index": list(self.worst_index),
+            "source_nonfinite": self.source_nonfinite,
+            "target_nonfinite": self.target_nonfinite,
+            "how": self.how,
+            "reason": self.reason,
+            "notes": list(self.notes),
+            "cases": {case: dict(numbers) for case, numbers in self.cases.items()},
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decisions:
@@ -79,7 +105,19 @@ class Decisions:
     accuracy_source: float | None
     accuracy_target: float | None
     flipped: Sequence[Mapping[str, Any]] = ()
-    """{"case", "run", "source_label", "target_label", "margin"} of each flip."""
+    """{"case", "run", "row", "source_label", "target_label", "margin", "within_noise"} of the flips, largest margin first."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "task": self.task,
+            "count": self.count,
+            "top1_flips": self.top1_flips,
+            "flips_within_noise": self.flips_within_noise,
+            "topk_overlap": self.topk_overlap,
+            "accuracy_source": self.accuracy_source,
+            "accuracy_target": self.accuracy_target,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +131,16 @@ class Comparison:
     unpaired_target: tuple[str, ...]
     decisions: Decisions | None
     notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return its part of `trueport/verify/1`."""
+        return {
+            "verdict": str(self.verdict),
+            "reason": self.reason,
+            "outputs": [output.to_json() for output in self.outputs],
+            "unpaired": {"source": list(self.unpaired_source), "target": list(self.unpaired_target)},
+            "decisions": None if self.decisions is None else self.decisions.to_json(),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,204 @@
+"""How far an output of the source moves by itself: the noise floor that the target's deviation is divided by.
+
+The source is evaluated in other, equally right ways (float64, other kernels, one thread, inputs moved by one unit in
+the last place). The floor is the largest deviation of any of them from the default run, taken twice: as root mean
+square and as largest single element. It is never smaller than the rounding of the result itself, and one broken way
+cannot widen it. Everything here is in the output's own units. A way may cover only the first runs of a case.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from trueport.compare.metrics import Difference, Spread, difference, narrower
+from trueport.compare.types import FloorRun
+from trueport.compare.values import (
+    FLOAT_KINDS,
+    Value,
+    count_runs,
+    dtypes,
+    first_runs,
+    kind_of,
+    normalise,
+    permuted,
+    run_shapes,
+)
+from trueport.outcome import Failure
+
+MINIMUM_ROUNDINGS = 4.0
+"""A result that is rounded once is off by at most half a unit in the last place. Four such roundings (a product, a sum,
+an activation, a store) are below what any network does; without a minimum, ways of evaluation that happen to agree
+bit for bit would make the smallest difference infinitely large."""
+
+NARROWED_ROUNDINGS = 32.0
+"""The same where the source computes in float64 and the target in float32: the source's own ways say nothing about
+float32, and small clean float32 networks were seen at 1e-6 (median) to 4e-6 (largest) of the signal, 17 to 67 roundings."""
+
+GROSS = 1e-2
+"""A way that moves a float32 output by 1 % of its input-dependent part is no rounding: clean ResNet-101 has 7e-4."""
+
+GROSS_ROUNDINGS = 64.0
+"""The same in roundings, for types so coarse (float16, 2^-11) that it exceeds GROSS."""
+
+OUTLIER = 30.0
+"""A way that moves an output this many times further than the median of the others is not like them. Kernels, threads,
+jitter and float64 were seen within a factor of ten of each other."""
+
+SIMULATED = "simulated "
+"""Prefix of `FloorRun.how` for the source evaluated at a declared, reduced precision."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Floor:
+    """Noise floor of one output in one case. rms, max: in the output's units. share: largest share of elements that any
+    way changed (what exact outputs are allowed). measured: at least one way succeeded and was used."""
+
+    rms: float
+    max: float
+    share: float
+    measured: bool
+    unstable: bool = False
+    """Several ways agree that the source moves grossly: it cannot serve as a reference."""
+    simulated: bool = False
+    """The declared reduced precision was simulated and is part of this floor."""
+    nonfinite: bool = False
+    """Some way gave a non-finite element where the default run has a finite one."""
+    ways: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def minimum(spread: Spread, source: np.dtype, target: np.dtype) -> Floor:
+    """The floor that rounding alone gives, for float or complex outputs of these two dtypes."""
+    dtype = narrower(source, target)
+    narrowed = source.kind in "fc" and narrower(source, source).itemsize > dtype.itemsize
+    info = np.finfo(dtype)
+    factor = (NARROWED_ROUNDINGS if narrowed else MINIMUM_ROUNDINGS) * float(info.eps) / 2.0
+    # Kernels may flush subnormal float32 and float64 results to zero; float16 subnormals are ordinary values.
+    least = float(info.smallest_subnormal if dtype == np.float16 else info.tiny)
+    return Floor(
+        rms=factor * spread.rms + least, max=factor * spread.peak + least, share=0.0, measured=False, ways=("rounding",)
+    )
+
+
+def gross(spread: Spread, dtype: np.dtype) -> float:
+    """Deviation (rms) above which a way of evaluation is no rounding any more; none for an output that is all zero."""
+    if spread.scale == 0.0:
+        return math.inf
+    coarse = GROSS_ROUNDINGS * float(np.finfo(narrower(dtype, dtype)).eps) / 2.0
+    return max(GROSS * spread.scale, coarse * spread.rms)
+
+
+def ways_for(
+    floors: Sequence[FloorRun], case: str, output: str, permutation: Sequence[int] | None, *, declared: str
+) -> tuple[dict[str, Value], tuple[str, ...]]:
+    """The values that each way gave for one output, and notes on those that gave none or do not apply."""
+    values: dict[str, Value] = {}
+    notes = []
+    for floor in floors:
+        if floor.how.startswith(SIMULATED) and floor.how != SIMULATED + declared:
+            notes.append(f"'{floor.how}' is not the declared precision {declared} and does not widen the floor")
+            continue
+        outputs = floor.runs.get(case)
+        if outputs is None:
+            continue  # the caller need not evaluate every way on every case
+        if isinstance(outputs, Failure):
+            notes.append(f"the source could not be evaluated as '{floor.how}': {outputs.message}")
+        elif output not in outputs:
+            notes.append(f"the source evaluated as '{floor.how}' does not give output '{output}'")
+        else:
+            values[floor.how] = permuted(normalise(outputs[output]), permutation)
+    return values, tuple(notes)
+
+
+def measure(source: Value, ways: Mapping[str, Value], spread: Spread, least: Floor, limit: float) -> Floor:
+    """The floor of a float output in one case. `least` from `minimum`, `limit` from `gross`."""
+    found: dict[str, Difference] = {}
+    notes = []
+    for how, value in ways.items():
+        if not _same_form(source, value):
+            notes.append(f"the source evaluated as '{how}' gives another shape or dtype and is not used")
+        else:
+            found[how] = difference(first_runs(source, count_runs(value)), value)
+    plain = {how: way.rms for how, way in found.items() if not how.startswith(SIMULATED) and way.finite}
+    broken = _broken(plain, least.rms, limit)
+    notes += [
+        f"the source evaluated as '{how}' moves by {plain[how] / (spread.scale or 1.0):.2g} of the signal, "
+        "unlike its other evaluations: not used for the floor"
+        for how in broken
+    ]
+    used = {how: way for how, way in found.items() if way.finite and how not in broken}
+    steady = [rms for how, rms in plain.items() if how not in broken]
+    if not used:
+        notes.append("no other evaluation of the source could be used: the floor is rounding alone")
+    return Floor(
+        rms=max([least.rms, *(way.rms for way in used.values())]),
+        max=max([least.max, *(way.max_abs for way in used.values())]),
+        share=max([0.0, *(way.share for way in used.values())]),
+        measured=bool(steady),
+        unstable=bool(steady) and max(steady) > limit,
+        simulated=any(how.startswith(SIMULATED) for how in used),
+        nonfinite=any(way.new_nonfinite for way in found.values()),
+        ways=tuple(used) or least.ways,
+        notes=tuple(notes),
+    )
+
+
+def measure_exact(source: Value, ways: Mapping[str, Value]) -> Floor:
+    """The floor of an integer, bool or text output in one case: the share of elements that the ways change."""
+    shares = {
+        how: difference(first_runs(source, count_runs(value)), value).share
+        for how, value in ways.items()
+        if _same_form(source, value)
+    }
+    known = {how: share for how, share in shares.items() if share == share}
+    return Floor(
+        rms=0.0,
+        max=0.0,
+        share=max(known.values(), default=0.0),
+        measured=bool(known),
+        simulated=any(how.startswith(SIMULATED) for how in known),
+        ways=tuple(known),
+    )
+
+
+def pool(floors: Mapping[str, Floor], spreads: Mapping[str, Spread], reference: Sequence[str]) -> dict[str, Floor]:
+    """Widen each case's floor to the noise-to-magnitude ratio of the `reference` (data) cases.
+
+    A case of a few elements sees too few roundings to measure its noise; the same model on other data is the better
+    estimate. Rounding is relative to magnitude, so the ratio is to rms and peak. Probes never widen data cases.
+    """
+    share_rms = max([0.0, *(floors[case].rms / spreads[case].rms for case in reference if spreads[case].rms > 0.0)])
+    share_max = max([0.0, *(floors[case].max / spreads[case].peak for case in reference if spreads[case].peak > 0.0)])
+    return {
+        case: replace(
+            floor,
+            rms=max(floor.rms, share_rms * spreads[case].rms),
+            max=max(floor.max, share_max * spreads[case].peak),
+        )
+        for case, floor in floors.items()
+    }
+
+
+def _same_form(source: Value, value: Value) -> bool:
+    """Equal shapes of every run that the way covers, and dtypes that can be compared (float64 beside float32 is a way)."""
+    kinds = {kind_of(dtype) for item in (source, value) for dtype in dtypes(item)}
+    covered = count_runs(value)
+    return run_shapes(source)[:covered] == run_shapes(value) and (len(kinds) == 1 or kinds <= set(FLOAT_KINDS.values()))
+
+
+def _broken(rms: Mapping[str, float], least: float, limit: float) -> list[str]:
+    """Ways that are unlike the others: gross and alone with it, or far above the median of at least two that moved."""
+    broken = []
+    for how, value in rms.items():
+        others = [other for name, other in rms.items() if name != how]
+        moved = [max(other, least) for other in others if other > 0.0]
+        alone = value > limit and all(other < value / OUTLIER for other in others)
+        unlike = len(moved) >= 2 and value > OUTLIER * statistics.median(moved)
+        if alone or unlike or not np.isfinite(value):
+            broken.append(how)
+    return broken
