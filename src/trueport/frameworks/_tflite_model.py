@@ -181,20 +181,18 @@ class Model:
     def _value_names(self, raw: list[str]) -> list[str]:
         """Unique names: the signature's for inputs and outputs, else the tensor's own, with `#index` when repeated or empty."""
         chosen: dict[int, str] = {}
-        for indices, names in zip((self.inputs, self.outputs), self.signature_names):
-            for index, name in zip(indices, names):
+        for indices, given in zip((self.inputs, self.outputs), self.signature_names):
+            for index, name in zip(indices, given):
                 if name is not None and 0 <= index < len(raw):
                     chosen.setdefault(index, name)
-        names = [chosen.get(index, name) for index, name in enumerate(raw)]
+        names: list[str] = [chosen.get(index, own) for index, own in enumerate(raw)]
         count = Counter(names)
         taken: set[str] = set()
-        unique = []
-        for index, name in enumerate(names):
-            plain = name and (count[name] == 1 or (index in chosen and name not in taken))
-            final = name if plain else f"{name}#{index}"
-            unique.append(final)
-            taken.add(final)
-        return unique
+        for index, wanted in enumerate(names):
+            alone = count[wanted] == 1 or (index in chosen and wanted not in taken)
+            names[index] = wanted if wanted and alone else f"{wanted}#{index}"
+            taken.add(names[index])
+        return names
 
     def _dims(self, index: int, item: Any, shape: tuple[int, ...], ranked: bool) -> tuple[int | None, ...] | None:
         signature = _indices(item.shapeSignature)

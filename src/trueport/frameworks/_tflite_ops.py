@@ -1,4 +1,4 @@
-"""What TFLite's operators are called in ONNX vocabulary, and how their options read there."""
+"""What TFLite's operators are called in ONNX vocabulary, how their options read there, and what the graph as a whole declares."""
 
 from __future__ import annotations
 
@@ -137,6 +137,37 @@ _OPERANDS = {
 _SCALARS = frozenset({"axis", "k"})
 
 
+_MOVING = frozenset(
+    [
+        "RESHAPE",
+        "CAST",
+        "EXPAND_DIMS",
+        "SQUEEZE",
+        "SLICE",
+        "STRIDED_SLICE",
+        "TRANSPOSE",
+        "CONCATENATION",
+        "PACK",
+        "UNPACK",
+        "SPLIT",
+        "SPLIT_V",
+        "TILE",
+        "BROADCAST_TO",
+        "GATHER",
+        "GATHER_ND",
+        "EMBEDDING_LOOKUP",
+        "QUANTIZE",
+        "DEQUANTIZE",
+        "PAD",
+        "PADV2",
+        "REVERSE_V2",
+    ]
+)
+"""Operators that move or convert values and compute nothing with them."""
+_LOOKUPS = {"GATHER": (1, 0), "EMBEDDING_LOOKUP": (0, 1)}
+"""Operator -> (operand that holds the indices, operand that holds the table)."""
+
+
 def attributes(model: Model, operator: Operator) -> dict[str, Any]:
     """Return the options of an operator as plain JSON, in ONNX vocabulary where one exists, else in the schema's spelling."""
     options = {snake(key): value for key, value in vars(operator.options).items()} if operator.options else {}
@@ -210,3 +241,44 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (bool, int, float, str)):
         return value
     return {snake(key): _plain(item) for key, item in vars(value).items() if item is not None}
+
+
+def precision_of(model: Model) -> str:
+    """Tell the declared precision: of the activations where they are quantised, else of the weights."""
+    tensors = model.tensors
+    for operator in model.operators:
+        computed = [tensors[index] for index in (*operator.inputs[:1], *operator.outputs[:1]) if index >= 0]
+        if operator.code not in _MOVING and computed and all(t.quantization and not t.constant for t in computed):
+            return "int8"
+    if any(tensors[index].quantization for index in (*model.inputs, *model.outputs)):
+        return "int8"
+    kinds = {
+        tensor.dtype
+        for tensor in tensors
+        if tensor.constant and len(tensor.shape) > 1 and (tensor.quantization or tensor.dtype == "float16")
+    }
+    if kinds & {"int8", "uint8", "int4", "int16"}:
+        return "int8-dynamic"
+    return "float16" if "float16" in kinds else "float32"
+
+
+def index_limits(model: Model) -> dict[int, int]:
+    """Largest legal value of each integer input that, perhaps moved about, indexes a constant table."""
+    origins: dict[int, set[int]] = {
+        index: {index} for index in model.inputs if model.tensors[index].dtype in ("int32", "int64", "int16")
+    }
+    limits: dict[int, int] = {}
+    constants = {tensor.number for tensor in model.tensors if tensor.constant}
+    for operator in model.operators:
+        if operator.code == "DEQUANTIZE" and constants.issuperset(operator.inputs):
+            constants.update(operator.outputs)
+        if operator.code in _LOOKUPS:
+            which, table = (operator.inputs[position] for position in _LOOKUPS[operator.code])
+            size = model.tensors[table].shape[int(getattr(operator.options, "axis", 0))] if table in constants else 0
+            for origin in origins.get(which, ()) if size else ():
+                limits[origin] = min(limits.get(origin, size - 1), size - 1)
+        elif operator.code in _MOVING:
+            reached = set().union(*(origins.get(index, set()) for index in operator.inputs))
+            for index in operator.outputs if reached else ():
+                origins[index] = reached
+    return limits

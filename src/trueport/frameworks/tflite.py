@@ -36,35 +36,6 @@ _RESOLVERS = {
 }
 _IDENTIFIER = b"TFL3"
 _VERSIONS = (1, 2, 3)
-_MOVING = frozenset(
-    [
-        "RESHAPE",
-        "CAST",
-        "EXPAND_DIMS",
-        "SQUEEZE",
-        "SLICE",
-        "STRIDED_SLICE",
-        "TRANSPOSE",
-        "CONCATENATION",
-        "PACK",
-        "UNPACK",
-        "SPLIT",
-        "SPLIT_V",
-        "TILE",
-        "BROADCAST_TO",
-        "GATHER",
-        "GATHER_ND",
-        "EMBEDDING_LOOKUP",
-        "QUANTIZE",
-        "DEQUANTIZE",
-        "PAD",
-        "PADV2",
-        "REVERSE_V2",
-    ]
-)
-"""Operators that move or convert values and compute nothing with them."""
-_LOOKUPS = {"GATHER": (1, 0), "EMBEDDING_LOOKUP": (0, 1)}
-"""Operator -> (operand that holds the indices, operand that holds the table)."""
 
 
 def sniff(head: bytes, path: Path) -> str | None:
@@ -91,10 +62,12 @@ def _has_model_table(head: bytes) -> bool:
 
 def signature(path: str, *, trust: bool) -> SignatureDict:
     """Describe inputs, outputs and what the file says about itself. Raises BadModel, Unsupported."""
+    from trueport.frameworks._tflite_ops import index_limits
+
     model = _open(path)
     _refuse_missing_kernels(model)
     inputs, outputs = _user_names(model)
-    limits = _index_limits(model)
+    limits = index_limits(model)
     specs: list[SpecDict] = []
     for index, name in zip(model.inputs, inputs):
         spec = _spec(model.tensors[index], name)
@@ -144,6 +117,8 @@ def _spec(tensor: Tensor, name: str) -> SpecDict:
 
 
 def _meta(model: Model) -> dict[str, Any]:
+    from trueport.frameworks._tflite_ops import precision_of
+
     operators = model.all_operators()
     custom = sorted({operator.code for operator in operators if operator.custom})
     constants = [
@@ -159,7 +134,7 @@ def _meta(model: Model) -> dict[str, Any]:
     meta: dict[str, Any] = {
         "producer": _decode(model.root.description),
         "schema_version": int(model.root.version),
-        "precision": _precision(model),
+        "precision": precision_of(model),
         "operators": dict(Counter(operator.code for operator in operators).most_common()),
         "parameters": sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in (*constants, *biases)),
         "weights": dict(weights),
@@ -181,47 +156,6 @@ def _meta(model: Model) -> dict[str, Any]:
 
 def _decode(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
-
-
-def _precision(model: Model) -> str:
-    """Tell the declared precision: of the activations where they are quantised, else of the weights."""
-    tensors = model.tensors
-    for operator in model.operators:
-        computed = [tensors[index] for index in (*operator.inputs[:1], *operator.outputs[:1]) if index >= 0]
-        if operator.code not in _MOVING and computed and all(t.quantization and not t.constant for t in computed):
-            return "int8"
-    if any(tensors[index].quantization for index in (*model.inputs, *model.outputs)):
-        return "int8"
-    kinds = {
-        tensor.dtype
-        for tensor in tensors
-        if tensor.constant and len(tensor.shape) > 1 and (tensor.quantization or tensor.dtype == "float16")
-    }
-    if kinds & {"int8", "uint8", "int4", "int16"}:
-        return "int8-dynamic"
-    return "float16" if "float16" in kinds else "float32"
-
-
-def _index_limits(model: Model) -> dict[int, int]:
-    """Largest legal value of each integer input that, perhaps moved about, indexes a constant table."""
-    origins: dict[int, set[int]] = {
-        index: {index} for index in model.inputs if model.tensors[index].dtype in ("int32", "int64", "int16")
-    }
-    limits: dict[int, int] = {}
-    constants = {tensor.number for tensor in model.tensors if tensor.constant}
-    for operator in model.operators:
-        if operator.code == "DEQUANTIZE" and constants.issuperset(operator.inputs):
-            constants.update(operator.outputs)
-        if operator.code in _LOOKUPS:
-            which, table = (operator.inputs[position] for position in _LOOKUPS[operator.code])
-            size = model.tensors[table].shape[int(getattr(operator.options, "axis", 0))] if table in constants else 0
-            for origin in origins.get(which, ()) if size else ():
-                limits[origin] = min(limits.get(origin, size - 1), size - 1)
-        elif operator.code in _MOVING:
-            reached = set().union(*(origins.get(index, set()) for index in operator.inputs))
-            for index in operator.outputs if reached else ():
-                origins[index] = reached
-    return limits
 
 
 def _refuse_missing_kernels(model: Model) -> None:
