@@ -184,13 +184,20 @@ def write(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: str) 
     return str(target), [*notes, f"torch.export refused the model ({problem}); it was traced to TorchScript instead"]
 
 
-def export(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, list[str], str]:
+def export(
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, open_batch: bool = True
+) -> tuple[Any, list[str], str]:
     """(exported program or None, notes, why not). The batch axis is open when that works at other batch sizes."""
     import torch
 
     batched = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
     problem = ""
-    if batched and all(value.dim() for value in batched) and len({value.shape[0] for value in batched}) == 1:
+    if (
+        open_batch
+        and batched
+        and all(value.dim() for value in batched)
+        and len({value.shape[0] for value in batched}) == 1
+    ):
         two, two_named = _batch(args, 2), dict(zip(kwargs, _batch(tuple(kwargs.values()), 2)))
         for dim in (torch.export.Dim("batch", min=1), torch.export.Dim.AUTO):
             shapes = tuple({0: dim} if isinstance(value, torch.Tensor) else None for value in two)
@@ -210,6 +217,8 @@ def export(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
             program = torch.export.export(module, args, kwargs)
     except Exception as error:  # noqa: BLE001 -- the trace is tried next, and the reason is reported
         return None, [], _line(error)
+    if not open_batch:
+        return program, [], ""
     return program, [f"the batch size is fixed ({problem or 'the inputs share no batch axis'})"], ""
 
 
