@@ -189,7 +189,7 @@ def _overlap(source: np.ndarray, target: np.ndarray) -> float:
     for rows in (source, target):
         # A stable sort, so that ties fall the same way on both sides.
         np.put_along_axis(hits, (best := _top(rows, k)), np.take_along_axis(hits, best, axis=1) + 1, axis=1)
-    return int((hits == 2).sum()) / k
+    return float(np.count_nonzero(hits == 2)) / k
 
 
 def _top(rows: np.ndarray, k: int) -> np.ndarray:

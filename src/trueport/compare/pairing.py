@@ -15,7 +15,7 @@ from typing import Any
 
 from trueport.artifact import Signature
 from trueport.compare.types import RunSet
-from trueport.compare.values import Value, dtypes, kind_of, run_shapes
+from trueport.compare.values import Value, dtypes, kind_of, normalise, run_shapes
 from trueport.outcome import Failure
 
 Layout = Mapping[str, Mapping[str, Any]]
@@ -141,7 +141,7 @@ def _unique_by_bare_name(left: Sequence[str], right: Sequence[str]) -> list[tupl
 
 def _values(runs: RunSet, name: str) -> dict[str, Value]:
     """Case -> value of one output, where the case ran and gave it."""
-    return {case: out[name] for case, out in runs.items() if not isinstance(out, Failure) and name in out}
+    return {case: normalise(out[name]) for case, out in runs.items() if not isinstance(out, Failure) and name in out}
 
 
 def _fits(source: Mapping[str, Value], target: Mapping[str, Value]) -> bool:

@@ -32,8 +32,8 @@ def kind_of(dtype: np.dtype) -> str:
 
 def normalise(value: Value) -> Value:
     """Stack a small sequence of equal-shaped runs into one array; leave everything else as it is."""
-    if isinstance(value, np.ndarray):
-        return value
+    if isinstance(value, (np.ndarray, np.generic)):
+        return np.asanyarray(value)
     runs = [np.asarray(run) for run in value]
     same = len({(run.shape, run.dtype) for run in runs}) == 1
     return np.stack(runs) if same and sum(run.size for run in runs) <= CHUNK else runs
