@@ -1,7 +1,188 @@
-"""Stub."""
+"""Decides how TensorFlow's TFLiteConverter is driven: from a function without variables, with real signature names.
+
+Keras models and SavedModels are frozen first (variables left in the function become operators that fail at run
+time), wrapped under the source's input and output names, and converted with the signature, so that the TFLite file
+keeps those names. A batch of unknown size is kept where the tool can; where it cannot, the example's size is fixed.
+"""
 
 from __future__ import annotations
 
-from trueport.frameworks._base import Step
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-STEPS: tuple[Step, ...] = ()
+import numpy as np
+
+from trueport.frameworks._base import ConvertContext, ConvertReply, InvalidOutput, Step, Unsupported
+
+PRECISIONS = ("float32", "float16", "int8-dynamic", "int8")
+_OPTIONS = (
+    ("io", "int8: dtype of inputs and outputs, float32 (default) or int8"),
+    ("batch", "fix the batch to this size instead of leaving it open"),
+)
+
+STEPS: tuple[Step, ...] = (
+    Step(
+        "tflite-keras", "keras", "tflite", "tensorflow", "tensorflow", rank=10, precisions=PRECISIONS, options=_OPTIONS
+    ),
+    Step(
+        "tflite-keras2",
+        "keras",
+        "tflite",
+        "tf-keras",
+        "tensorflow",
+        rank=10,
+        precisions=PRECISIONS,
+        options=_OPTIONS,
+        legacy_keras=True,
+    ),
+    Step(
+        "tflite-savedmodel",
+        "savedmodel",
+        "tflite",
+        "tensorflow",
+        "tensorflow",
+        rank=15,
+        precisions=PRECISIONS,
+        options=_OPTIONS,
+    ),
+)
+
+
+def convert(step: str, source: str, out: str, options: Mapping[str, Any], context: ConvertContext) -> ConvertReply:
+    """Write the TFLite model at `out`. Raises Unsupported, InvalidOutput, or what the converter raises."""
+    from trueport.converters.tf2onnx import frozen_source
+    from trueport.frameworks._keras_model import safe_names
+
+    precision = str(options.get("precision", "float32"))
+    io = str(options.get("io", "float32"))
+    if precision not in PRECISIONS or io not in ("float32", "int8"):
+        raise Unsupported(f"TFLiteConverter has no precision '{precision}' with inputs and outputs in '{io}'")
+    if io == "int8" and precision != "int8":
+        raise Unsupported("option io=int8 needs precision int8")
+    frozen = frozen_source(source, saved_model=step == "tflite-savedmodel", trust=context["trust"])
+    safe = dict(zip(frozen.inputs, safe_names(list(frozen.inputs))))
+    safe_out = dict(zip(frozen.outputs, safe_names(list(frozen.outputs))))
+    notes: list[str] = []
+    fixed = options.get("batch")
+    try:
+        data = _convert(frozen, safe, safe_out, _shapes(frozen, context, fixed), precision, io, context)
+    except Exception as error:  # whatever the converter raises, the reason decides
+        if fixed is not None or not _needs_static(error):
+            raise
+        shapes = _shapes(frozen, context, "example")
+        data = _convert(frozen, safe, safe_out, shapes, precision, io, context)
+        notes.append("open sizes were fixed to those of the example input: the converter cannot keep them open")
+    _write_checked(data, out)
+    renamed = {name: new for name, new in [*safe.items(), *safe_out.items()] if name != new}
+    return ConvertReply(notes=notes, names=renamed)
+
+
+def _needs_static(error: BaseException) -> bool:
+    text = f"{type(error).__name__} {error}"
+    return any(word in text for word in ("TensorList", "static", "dynamic", "requires element_shape", "unknown rank"))
+
+
+def _shapes(frozen: Any, context: ConvertContext, fixed: Any) -> dict[str, list[Any]]:
+    """Input name -> shape to convert with: open sizes stay None, or come from option `batch` or from the example."""
+    import tensorflow as tf
+
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.graph_util.import_graph_def(frozen.graph_def, name="")
+    shapes = {}
+    for name, tensor in frozen.inputs.items():
+        shape = graph.get_tensor_by_name(tensor).shape
+        example = context["example"].get(name)
+        sizes = list(shape.as_list()) if shape.rank is not None else [None] * (0 if example is None else example.ndim)
+        if fixed == "example" and example is not None:
+            sizes = [int(size) for size in example.shape]
+        elif fixed is not None and fixed != "example" and sizes and sizes[0] is None:
+            sizes[0] = int(fixed)
+        shapes[name] = sizes
+    return shapes
+
+
+def _convert(
+    frozen: Any,
+    inputs: Mapping[str, str],
+    outputs: Mapping[str, str],
+    shapes: Mapping[str, list[Any]],
+    precision: str,
+    io: str,
+    context: ConvertContext,
+) -> bytes:
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_frozen(frozen, inputs, outputs, shapes, folder)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["serving_default"])
+        if precision != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if precision == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if precision == "int8":
+            if not context["calibration"]:
+                raise Unsupported("precision int8 needs calibration data: give representative inputs with --inputs")
+            converter.representative_dataset = lambda: _samples(context, inputs, shapes)
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            if io == "int8":
+                converter.inference_input_type = converter.inference_output_type = tf.int8
+        return bytes(converter.convert())
+
+
+def save_frozen(
+    frozen: Any, inputs: Mapping[str, str], outputs: Mapping[str, str], shapes: Mapping[str, list[Any]], folder: str
+) -> None:
+    """Save a frozen graph as a SavedModel whose signature has these names (source name -> name in the signature)."""
+    import tensorflow as tf
+
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.graph_util.import_graph_def(frozen.graph_def, name="")
+    specs = [
+        tf.TensorSpec(shapes[name], graph.get_tensor_by_name(tensor).dtype, name=inputs[name])
+        for name, tensor in frozen.inputs.items()
+    ]
+
+    def apply(*arguments: Any) -> dict[str, Any]:
+        results = tf.graph_util.import_graph_def(
+            frozen.graph_def,
+            input_map=dict(zip(frozen.inputs.values(), arguments)),
+            return_elements=list(frozen.outputs.values()),
+            name="",
+        )
+        return {outputs[name]: tf.identity(value) for name, value in zip(frozen.outputs, results)}
+
+    module = tf.Module()
+    module.apply = tf.function(apply, input_signature=specs, autograph=False)
+    tf.saved_model.save(module, folder, signatures={"serving_default": module.apply.get_concrete_function()})
+
+
+def _samples(
+    context: ConvertContext, inputs: Mapping[str, str], shapes: Mapping[str, list[Any]]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield calibration inputs under their signature names, one run at a time, cut to a fixed batch where there is one."""
+    calibration = {name: context["calibration"][name] for name in inputs}
+    for run in range(next(iter(calibration.values())).shape[0]):
+        sample = {}
+        for name, array in calibration.items():
+            value = np.asarray(array[run])
+            if shapes[name] and shapes[name][0] is not None:
+                value = value[: shapes[name][0]]
+            sample[inputs[name]] = value
+        yield sample
+
+
+def _write_checked(data: bytes, out: str) -> None:
+    """Write the file once the interpreter has accepted it. Raises InvalidOutput when it does not load."""
+    import tensorflow as tf
+
+    if len(data) < 8 or data[4:8] != b"TFL3":
+        raise InvalidOutput("the converter returned no TFLite file")
+    try:
+        tf.lite.Interpreter(model_content=data)
+    except (ValueError, RuntimeError) as error:
+        raise InvalidOutput(f"the converted TFLite file does not load: {str(error).splitlines()[0][:300]}") from error
+    Path(out).write_bytes(data)

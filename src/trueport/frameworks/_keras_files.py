@@ -94,7 +94,9 @@ def config(path: Path) -> dict[str, Any]:
         found = _json(text)
         if found is not None:
             return found
-    raise BadModel(f"{path}: the HDF5 file holds no readable model configuration; it may be cut off or hold weights alone")
+    raise BadModel(
+        f"{path}: the HDF5 file holds no readable model configuration; it may be cut off or hold weights alone"
+    )
 
 
 def code_in(configuration: Any) -> Iterator[str]:

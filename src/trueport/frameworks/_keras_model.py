@@ -77,11 +77,15 @@ def _open(keras: Any, path: Path, *, trust: bool) -> Any:
         try:
             return keras.models.load_model(str(path), compile=False, safe_mode=not trust)
         except (OSError, EOFError, KeyError) as error:
-            raise BadModel(f"{path}: Keras cannot read it ({_line(error)}); the file may be cut off or damaged") from error
+            raise BadModel(
+                f"{path}: Keras cannot read it ({_line(error)}); the file may be cut off or damaged"
+            ) from error
         except (TypeError, ValueError) as error:
             text = str(error)
             if "Could not locate" in text or "Unknown layer" in text or "Unknown " in text[:40]:
-                raise Unsupported(f"the model needs custom objects that the file does not hold: {_line(error)}") from error
+                raise Unsupported(
+                    f"the model needs custom objects that the file does not hold: {_line(error)}"
+                ) from error
             if "marshal" in text:
                 raise Unsupported(
                     f"its Lambda layer holds bytecode of another Python version, which this one cannot run: {_line(error)}"
@@ -96,7 +100,9 @@ def describe(model: Any, keras: Any, *, legacy: bool) -> Loaded:
     except (AttributeError, ValueError):
         inputs, outputs = [], []
     if not inputs or not outputs:
-        raise Unsupported("the model has no fixed inputs: it was never built, or is a subclassed model without a signature")
+        raise Unsupported(
+            "the model has no fixed inputs: it was never built, or is a subclassed model without a signature"
+        )
     in_struct, out_struct = _structures(model, legacy=legacy)
     in_names = _keys(in_struct, len(inputs)) or _tensor_names(model, inputs, legacy=legacy)
     out_names = _keys(out_struct, len(outputs)) or list((getattr(model, "_functional", None) or model).output_names)

@@ -197,10 +197,7 @@ def trace(
         with runner.graph.as_default():
             sizes = [tf.size(tensor, out_type=tf.int64).name for tensor in tensors.values()]
         counted = runner.fetch(one, sizes)
-        need = {
-            name: int(size) * tensor.dtype.size * count
-            for (name, tensor), size in zip(tensors.items(), counted)
-        }
+        need = {name: int(size) * tensor.dtype.size * count for (name, tensor), size in zip(tensors.items(), counted)}
         for window in windows(need, budget):
             held: dict[str, list[np.ndarray]] = {name: [] for name in window}
             for run in range(count):

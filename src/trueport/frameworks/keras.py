@@ -92,9 +92,7 @@ def _index_limit(loaded: Any, tensor: Any) -> Optional[int]:
     return min(limits) if limits else None
 
 
-def run(
-    path: str, cases: Mapping[str, Arrays], *, precision: str, variant: str, trust: bool
-) -> dict[str, RunResult]:
+def run(path: str, cases: Mapping[str, Arrays], *, precision: str, variant: str, trust: bool) -> dict[str, RunResult]:
     """Run every case, R calls each, in inference mode. Other precisions than float32 evaluate the frozen graph.
 
     The range of an int8 activation is taken from the case itself, so a probe does not widen the grid of the data.
@@ -166,9 +164,7 @@ def names(path: str, *, trust: bool) -> list[str]:
     return list(traces.tensors(_watched(path, trust)))
 
 
-def trace(
-    path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budget: int, trust: bool
-) -> dict[str, Any]:
+def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budget: int, trust: bool) -> dict[str, Any]:
     """Emit the wanted layer values, in windows of at most `budget` bytes. Raises Unsupported for an unknown name."""
     from trueport.frameworks import _keras_trace as traces
     from trueport.frameworks import _tf_graph as graphs

@@ -138,7 +138,9 @@ def _from_function(loaded: Any, function: Any, key: str, producer: str) -> Saved
         return {f"output_{index}": item for index, item in enumerate(flat)}
 
     inputs = {name: specs[name] for name in names}
-    return Saved(frozen._replace(outputs={name: frozen.outputs[name] for name in outputs}), call, inputs, outputs, key, producer)
+    return Saved(
+        frozen._replace(outputs={name: frozen.outputs[name] for name in outputs}), call, inputs, outputs, key, producer
+    )
 
 
 def _argument_names(function: Any, count: int) -> list[str]:
@@ -183,11 +185,15 @@ def _load_v1(path: str, first: BaseException) -> Saved:
         raise
     except Exception as error:  # noqa: BLE001 -- two loaders refused; both reasons are told
         second = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise BadModel(f"{path}: TensorFlow cannot load this SavedModel ({reason}; TensorFlow 1's loader: {second})") from error
+        raise BadModel(
+            f"{path}: TensorFlow cannot load this SavedModel ({reason}; TensorFlow 1's loader: {second})"
+        ) from error
     present = {node.name for node in graph_def.node}
     inputs = {name: tensor for name, tensor in inputs.items() if tensor.split(":")[0] in present}
     specs = {name: specs[name] for name in inputs}
-    return Saved(Frozen(graph_def, inputs, outputs), None, specs, results, key, f"{_producer(Path(path))}, TensorFlow 1 loader")
+    return Saved(
+        Frozen(graph_def, inputs, outputs), None, specs, results, key, f"{_producer(Path(path))}, TensorFlow 1 loader"
+    )
 
 
 def _spec_of(tensor: Any) -> Any:
@@ -242,9 +248,7 @@ def _wire_spec(name: str, spec: Any) -> SpecDict:
     return SpecDict(name=name, dtype="str" if dtype == "string" else dtype, shape=shape)
 
 
-def run(
-    path: str, cases: Mapping[str, Arrays], *, precision: str, variant: str, trust: bool
-) -> dict[str, RunResult]:
+def run(path: str, cases: Mapping[str, Arrays], *, precision: str, variant: str, trust: bool) -> dict[str, RunResult]:
     """Run every case, R calls each. Other precisions than float32 evaluate the frozen graph."""
     import tensorflow as tf
 
@@ -292,9 +296,7 @@ def _values(saved: Saved) -> dict[str, str]:
     return found
 
 
-def trace(
-    path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budget: int, trust: bool
-) -> dict[str, Any]:
+def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budget: int, trust: bool) -> dict[str, Any]:
     """Emit the wanted values in windows of at most `budget` bytes. Raises Unsupported for an unknown name."""
     from trueport.frameworks import _tf_graph as graphs
 
