@@ -93,6 +93,8 @@ class Artifact:
     path: Path
     format: str
     sha256: str
+    size: int
+    """Bytes on disk."""
     made_by: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -101,14 +103,9 @@ class Artifact:
         known = format or sniff(path)
         if format is not None and not path.exists():
             raise UsageError(f"{path}: no such file or folder")
-        return Artifact(path=path.absolute(), format=known, sha256=digest(path), made_by=made_by or {})
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk."""
-        if self.path.is_dir():
-            return sum(item.stat().st_size for item in self.path.rglob("*") if item.is_file())
-        return self.path.stat().st_size
+        return Artifact(
+            path=path.absolute(), format=known, sha256=digest(path), size=size_of(path), made_by=made_by or {}
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -139,6 +136,12 @@ def sniff(path: Path) -> str:
     raise UsageError(
         f"{path}: not a model of a known format ({known}); if it is one, say so with --source-format or --target-format"
     )
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 def digest(path: Path) -> str:

@@ -7,7 +7,6 @@ one is tried; hops that routes share are converted once.
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -122,7 +121,7 @@ def convert(
     loaded = reference(session, source)
     if isinstance(loaded, Failure):
         raise UsageError(f"{source.path.name} cannot be loaded ({loaded.kind}): {loaded.message}")
-    work = _Work(session=session, original=loaded.value, given=given, check=check, task=task)
+    work = Workbench(session=session, original=loaded.value, given=given, check=check, task=task)
     attempts: list[Attempt] = []
     for number, route in enumerate(routes[:max_routes], 1):
         session.progress(f"route {number} of {min(len(routes), max_routes)}: {route.name}")
@@ -135,9 +134,28 @@ def convert(
             source=source, target_format=routes[0].target_format, attempts=tuple(attempts), chosen=None, output=None
         )
     publish(chosen.output.path, out)
+    chosen = _moved(chosen, out.absolute())
     return Conversion(
-        source=source, target_format=routes[0].target_format, attempts=tuple(attempts), chosen=chosen, output=out
+        source=source,
+        target_format=routes[0].target_format,
+        attempts=tuple(attempts),
+        chosen=chosen,
+        output=out.absolute(),
     )
+
+
+def _moved(attempt: Attempt, out: Path) -> Attempt:
+    """Return the attempt with its model where it was published."""
+    last = attempt.hops[-1]
+    if isinstance(last.outcome, Failure):
+        return attempt
+    artifact = replace(last.outcome.value, path=out)
+    verified = last.verified
+    if verified is not None:
+        again = tuple(line.replace(str(verified.target.path), str(out)) for line in verified.rerun)
+        verified = replace(verified, target=replace(verified.target, path=out), rerun=again)
+    hop = replace(last, outcome=Ok(artifact, last.outcome.seconds), verified=verified)
+    return replace(attempt, hops=(*attempt.hops[:-1], hop))
 
 
 def _good_enough(attempt: Attempt, check: bool) -> bool:
@@ -162,7 +180,7 @@ def _best(attempts: Sequence[Attempt]) -> Attempt | None:
 
 
 @dataclass(slots=True)
-class _Work:
+class Workbench:
     """The state of one conversion: what was already converted, by the steps and options that led there."""
 
     session: Session
@@ -346,7 +364,7 @@ def publish(made: Path, out: Path) -> None:
             for side in made.parent.iterdir():  # external weights lie beside the model, under the name it refers to
                 if side != made and side.is_file():
                     _replace_copy(side, out.parent / side.name)
-            os.replace(partial, out)
+            partial.replace(out)
     except OSError as error:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
@@ -358,4 +376,4 @@ def publish(made: Path, out: Path) -> None:
 def _replace_copy(source: Path, target: Path) -> None:
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     shutil.copyfile(source, partial)
-    os.replace(partial, target)
+    partial.replace(target)

@@ -89,8 +89,8 @@ class Session:
         """Return the variant of a step's toolchain that the settings ask for; plain when none of them concerns it."""
         if step.toolchain == "fake":
             return Variant()
-        contained = {_name(line) for line in toolchains()[step.toolchain].lock}
-        packages = tuple(item for item in self.settings.packages if _name(item) in contained)
+        toolchain = toolchains()[step.toolchain]
+        packages = tuple(item for item in self.settings.packages if toolchain.contains(item.split("==")[0]))
         concerned = bool(packages) or not self.settings.packages
         return Variant(packages=packages, as_of=self.settings.as_of if concerned else None)
 
@@ -112,7 +112,13 @@ class Session:
         )
 
     def ask(
-        self, artifact: Artifact, function: str, *, stage: Stage, emit: bool = False, **arguments: Any
+        self,
+        artifact: Artifact,
+        function: str,
+        arguments: Mapping[str, Any],
+        *,
+        stage: Stage,
+        emit: bool = False,
     ) -> Outcome[Reply]:
         """Call a function of the model's framework on the model."""
         environment = self.runner(artifact)
@@ -125,7 +131,7 @@ class Session:
         """Load a model and describe it; remembered per digest."""
         key = f"{artifact.format}:{artifact.sha256}"
         if key not in self._signatures:
-            outcome = self.ask(artifact, "signature", stage=Stage.LOAD)
+            outcome = self.ask(artifact, "signature", {}, stage=Stage.LOAD)
             if isinstance(outcome, Failure):
                 return outcome
             self._signatures[key] = Ok(Signature.from_wire(outcome.value.value), outcome.seconds)
@@ -145,7 +151,7 @@ class Session:
 
         def attempt(some: Sequence[Case]) -> Outcome[Reply]:
             inputs = {case.name: dict(case.inputs) for case in some}
-            return self.ask(artifact, "run", stage=Stage.RUN, cases=inputs, **arguments)
+            return self.ask(artifact, "run", {"cases": inputs, **arguments}, stage=Stage.RUN)
 
         together = attempt(cases)
         if isinstance(together, Ok):
@@ -208,7 +214,3 @@ def converter_of(step: Step) -> ModuleType:
 def first_run(cases: Sequence[Case]) -> dict[str, np.ndarray]:
     """Return one run's inputs of the first data case: the example that exporters trace with."""
     return {name: np.array(array[0]) for name, array in cases[0].inputs.items()}
-
-
-def _name(requirement: str) -> str:
-    return requirement.split("==")[0].strip().lower().replace("_", "-").replace(".", "-")

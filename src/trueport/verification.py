@@ -143,7 +143,7 @@ def verify(
     if mapping.problems:
         reason = f"the inputs cannot be matched: {'; '.join(mapping.problems)}"
         return _incomparable(source, target, given, declared, reason, rerun)
-    common = feeds.restrict(given, source.signature, signature)
+    common = feeds.restrict(given, source.signature, signature, mapping=mapping)
     measured = source.measure(common, declared)
     if isinstance(measured, Failure):
         reason = f"the source does not run on these inputs ({measured.kind}): {measured.message}"
@@ -180,7 +180,7 @@ def verify(
         declared_precision=declared,
         versions=versions(measured.value.runs, ran.value),
         timings=timings,
-        rerun=tuple(rerun) or _rerun(source.artifact, target, common),
+        rerun=tuple(rerun) or rerun_command(source.artifact, target, common),
         notes=(*common.notes, *mapping.notes, *measured.value.notes),
     )
 
@@ -248,7 +248,7 @@ def describe(given: Feeds) -> dict[str, Any]:
     }
 
 
-def _rerun(source: Artifact, target: Artifact, given: Feeds) -> tuple[str, ...]:
+def rerun_command(source: Artifact, target: Artifact, given: Feeds) -> tuple[str, ...]:
     command = ["trueport", "verify", str(source.path), str(target.path), "--seed", str(given.seed)]
     if not given.origin.startswith("generated"):
         command += ["--inputs", given.origin]
@@ -274,5 +274,5 @@ def _incomparable(
         declared_precision=precision or "float32",
         versions={"trueport": __version__},
         timings={},
-        rerun=tuple(rerun) or _rerun(source.artifact, target, given),
+        rerun=tuple(rerun) or rerun_command(source.artifact, target, given),
     )

@@ -8,16 +8,32 @@ from __future__ import annotations
 import platform
 import sys
 import traceback
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from trueport import __version__
 from trueport.cli import convert, demo, doctor, envs, inspect, report, routes, verify
 from trueport.cli._output import stderr
 from trueport.errors import InternalError, TrueportError
 
+
+class Commands(TyperGroup):
+    """Ends with 130 on ^C; the command-line library alone would end with 1, which means "not faithful" here."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            stderr().print("interrupted; nothing was left half-written", markup=False)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
     name="trueport",
+    cls=Commands,
     help="Convert deep-learning models between frameworks, and prove that the port is true.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -58,9 +74,6 @@ def main() -> None:
             _bug(error)
         stderr().print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        stderr().print("interrupted; nothing was left half-written", markup=False)
-        sys.exit(130)
     except Exception as error:  # noqa: BLE001 -- the top of the command line: a bug of ours, told as one
         _bug(error)
 

@@ -68,5 +68,5 @@ def exit_code(document: Document) -> int:
     """0 faithful or done, 1 done and not faithful, 4 no route succeeded."""
     if document.get("status") == "failed":
         return 4
-    verify = document["verify"] if "verify" in document else document
+    verify = document.get("verify", document)
     return 0 if verify is None or verify["verdict"] == "faithful" else 1

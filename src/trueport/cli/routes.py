@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -44,7 +45,7 @@ def routes(
             console.print(Text(f"  {number}. {route.name}"))
 
 
-def _steps(console: output.Console, targets: set[str] | None) -> None:
+def _steps(console: Console, targets: set[str] | None) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("step", "from", "to", "toolchain", "precisions", "limits"):
         table.add_column(column, overflow="fold")

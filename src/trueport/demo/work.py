@@ -58,7 +58,7 @@ def train_torch(train_x: np.ndarray, train_y: np.ndarray, out: str, epochs: int)
 
     torch.manual_seed(0)
 
-    class TwoBranches(nn.Module):
+    class TwoBranches(nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU())

@@ -26,12 +26,13 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {
+    filters: dict[str, Any] = {
         "number": wording.number,
         "percent": wording.percent,
         "seconds": wording.seconds,
         "outcome": wording.outcome,
     }
+    environment.filters.update(filters)
     return environment
 
 
