@@ -98,12 +98,12 @@ class Preprocess:
     def apply(self, image: Image.Image) -> np.ndarray:
         """One picture to one sample: [H, W, C], [C, H, W] or [H, W] (the layout without N), in `dtype`."""
         picture = self._fit(_as_colours(image, self.order))
-        values: np.ndarray = np.asarray(picture, dtype=np.float32)
+        values: np.ndarray = np.asarray(picture, dtype=np.float64)  # rounded once, at the end
         values = values[..., np.newaxis] if values.ndim == 2 else values
         if self.order == "BGR":
             values = values[..., ::-1]
-        values = values * np.float32(self.scale) + np.float32(self.offset)
-        values = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        values = values * self.scale + self.offset
+        values = (values - np.array(self.mean)) / np.array(self.std)
         if self.layout != "NHWC":
             values = values[..., 0] if self.layout == "NHW" else values.transpose(2, 0, 1)
         return self._typed(values)

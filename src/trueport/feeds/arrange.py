@@ -196,12 +196,11 @@ class _Stack:
         return rows // self.batch
 
     def cut(self, start: int, runs: int, batch: int) -> np.ndarray:
-        """`runs` runs of `batch` samples, from sample `start` on; [runs, batch, ...] (or [runs, ...] when given by run)."""
+        """`runs` runs of `batch` samples from row `start` on; [runs, batch, ...] (or [runs, ...] when given by run)."""
         if self.by_run:
-            return self.array[start // batch : start // batch + runs]
+            return self.array[start : start + runs]
         size = self.batch or batch
-        first = start // batch * size
-        return self.array[first : first + runs * size].reshape(runs, size, *self.array.shape[1:])
+        return self.array[start : start + runs * size].reshape(runs, size, *self.array.shape[1:])
 
 
 def _arrange(

@@ -145,7 +145,8 @@ def _legal(slot: _Slot, values: np.ndarray) -> np.ndarray:
         if slot.spec.maximum is not None and slot.spec.minimum is None:
             low = slot.low
         whole: np.ndarray = (values if values.dtype.kind in "biu" else np.rint(values)).astype(np.int64)
-        return np.clip(whole, low, high).astype(slot.dtype)
+        bounded: np.ndarray = np.clip(whole, low, high).astype(slot.dtype)
+        return bounded
     if slot.dtype.kind == "f":
         bounds = _quantised_range(slot.spec)
         return (values if bounds is None else np.clip(values, *bounds)).astype(slot.dtype)

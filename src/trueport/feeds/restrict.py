@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -43,10 +44,16 @@ def restrict(feeds: Feeds, source: Signature, target: Signature, *, mapping: Inp
         if moved is not case:
             _say(notes, f"samples were regrouped into runs of {size}, the batch that the target fixes")
         cases.append(moved)
+    kept = {case.name for case in cases}
+    if labels is not None and not all(
+        case.name in kept or case.name.endswith("-rest") for case in feeds.of_kind("data")
+    ):
+        labels = None
+        _say(notes, "labels were dropped with the samples that were left out")
     if labels is not None and size is not None:
         labels = np.resize(labels, _data_samples(cases, axes, len(labels)))
     count = _data_samples(cases, axes, feeds.count) if size is not None else feeds.count
-    if tuple(cases) == feeds.cases:
+    if len(cases) == len(feeds.cases) and all(map(operator.is_, cases, feeds.cases)):
         return replace(feeds, notes=(*feeds.notes, *notes))
     told = (*feeds.notes, *notes)
     return Feeds.of(cases, origin=feeds.origin, count=count, seed=feeds.seed, labels=labels, notes=told)

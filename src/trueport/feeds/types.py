@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Case:
-    """A group of runs with the same input shapes.
+    """A group of runs with the same input shapes. Compared by identity: arrays have no single answer to `==`.
 
     kind: "data" (representative; decides floor and decisions), "batch" (another batch size of the same data),
     "probe" (zeros, large, negative, ... : shows faults that ordinary data hides).
@@ -28,7 +28,7 @@ class Case:
         return next(iter(self.inputs.values())).shape[0] if self.inputs else 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Feeds:
     """All cases, with where they came from. `count` is the number of samples in the data cases.
 
