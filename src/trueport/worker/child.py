@@ -141,6 +141,7 @@ _MEMORY_WORDS = (
     "oom when allocating",
     "resourceexhausted",
     "can't start new thread",
+    "failed to map segment",
 )
 
 
@@ -169,12 +170,12 @@ def _limit_memory(extra: float | None) -> None:
         import resource
     except ImportError:  # Windows: the parent's watch on resident memory is the only limit
         return
-    used = _private_memory()
-    if used is None:
-        return
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     soft = hard
     if extra is not None:
+        used = _private_memory()
+        if used is None:
+            return
         soft = used + int(extra)
         soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

@@ -46,6 +46,7 @@ MEMORY_WORDS = (
     "resource temporarily unavailable",
     "pthread_create",
     "can't start new thread",
+    "failed to map segment",
 )
 """What a process prints before it dies because an allocation, or the stack of a new thread, was refused."""
 
@@ -244,8 +245,8 @@ class Worker:
         if kind == "bad-model":
             raise UsageError(text)
         sentence = _first_line(text)
-        if name not in ("Unsupported", "InvalidOutput"):
-            sentence = f"{name}: {sentence}"
+        if name not in ("Unsupported", "InvalidOutput"):  # our own words, which need no class name before them
+            sentence = f"{name}: {sentence}" if sentence else name
         return job.fail(Kind(kind), sentence, f"{log}\n{reply.get('traceback', '')}".strip()[-LOG_TAIL:])
 
     def _dead(self, job: Job) -> Failure:

@@ -18,6 +18,9 @@ import numpy as np
 MARKS = ("$npy", "$float")
 """Keys that carry a meaning; a value's own dictionary cannot use them."""
 
+USER_DEFINED = 256
+"""The numbers of NumPy's own types are below this; those of ml_dtypes, which `.npy` would store as raw bytes, are not."""
+
 
 class ArrayStore:
     """Writes arrays into one folder, each under a fresh number.
@@ -74,10 +77,10 @@ def plain(value: Any) -> np.ndarray:
     if kind in "OST":
         text: np.ndarray = np.array([_text(item) for item in array.ravel().tolist()], dtype=np.str_)
         return text.reshape(array.shape)
-    if kind in "UmM" or array.dtype.name in np.sctypeDict:
-        return array
     if array.dtype.names is not None:
         raise TypeError("a structured array cannot cross the process boundary")
+    if array.dtype.num < USER_DEFINED:
+        return array
     return np.asarray(array, dtype=np.int8 if "int" in array.dtype.name else np.float32)  # ml_dtypes extension types
 
 
