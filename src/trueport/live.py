@@ -181,7 +181,7 @@ def _save_script(obj: Any, example_inputs: Any, out: Path, note: Note) -> None:
         obj.save(str(out))
     finally:
         for module, training in modes:
-            module.train(training) if not list(module.children()) else setattr(module, "training", training)
+            module.training = training
 
 
 # Keras, TensorFlow
