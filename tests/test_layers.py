@@ -15,7 +15,7 @@ LAYERS = (
     ("errors", "outcome"),
     ("frameworks._base", "worker.wire"),
     ("frameworks", "converters", "worker.child"),
-    ("artifact",),
+    ("artifact", "dtypes"),
     ("toolchains", "interpreters", "uvtool", "envbuild", "envs", "worker"),
     ("feeds", "preprocess", "reconcile", "live"),
     ("compare",),
