@@ -227,11 +227,9 @@ def _shared_session(model: Model, variant: str) -> _Session:
     return _Session(model, variant)
 
 
-def _session(model: Model, variant: str) -> _Session:
-    """Return a session; a fresh one where resource variables would carry state from run to run."""
-    if any(operator.code in ("VAR_HANDLE", "HASHTABLE") for operator in model.all_operators()):
-        return _Session(model, variant)
-    return _shared_session(model, variant)
+def _carries_state(model: Model) -> bool:
+    """Whether resource variables would carry values from run to run, whatever is reset."""
+    return any(operator.code in ("VAR_HANDLE", "HASHTABLE") for operator in model.all_operators())
 
 
 def run(path: str, cases: Mapping[str, Arrays], *, precision: str, variant: str, trust: bool) -> dict[str, RunResult]:
@@ -260,7 +258,7 @@ def _run_case(model: Model, variant: str, arrays: Arrays) -> RunResult:
     _, names = _user_names(model)
     found: list[list[np.ndarray]] = [[] for _ in names]
     for inputs in _rows(model, arrays):
-        session = _session(model, variant)
+        session = _Session(model, variant) if _carries_state(model) else _shared_session(model, variant)
         session.resize({index: value.shape for index, value in inputs.items()})
         session.call(inputs)
         for values, index in zip(found, model.outputs):
@@ -345,12 +343,14 @@ def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budge
     unknown = [name for name in wanted if name not in index_of]
     if unknown:
         raise ValueError(f"{Path(path).name} has no value '{unknown[0]}'")
-    session = _Session(model, "builtin", keep_all=True)
     rows = list(_rows(model, inputs))
     uneven: list[str] = []
+    session = _Session(model, "builtin", keep_all=True)
     for window in _windows(session, rows, [(name, index_of[name]) for name in dict.fromkeys(wanted)], budget):
         held: dict[str, list[np.ndarray]] = {name: [] for name, _ in window}
         for row in rows:
+            if _carries_state(model):
+                session = _Session(model, "builtin", keep_all=True)
             _call(session, row)
             for name, index in window:
                 held[name].append(session.value(index))
