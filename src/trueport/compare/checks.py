@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from trueport.compare.channels import SLICE_BOUND
 from trueport.compare.metrics import Difference, difference
 from trueport.compare.pairing import Pair
 from trueport.compare.results import (
@@ -39,14 +40,31 @@ def check_values(judged: Judged, evidence: Evidence, case: str, result: CaseResu
             judged.notes.append(f"{finding.text} (a probe outside the range that {evidence.declared} was made for)")
         else:
             judged.findings.append(finding)
+    if result.swamped and evidence.reduced:
+        _check_swamped(judged, evidence, case, result)
     if not result.floor.unstable:
         return
+    alone = all(r.floor.unstable for r in judged.results.values() if r.kind == "data")
     text = (
         f"output '{judged.pair.source}' of the source itself moves by {_part(result.floor.rms, result)} in case "
         f"'{case}' when it is evaluated in other, equally right ways ({', '.join(result.floor.ways)})"
     )
-    if result.kind == "data":
+    if result.kind == "data" and alone:
         judged.findings.append(Finding(verdict=Verdict.FLAKY, text=text, weight=result.floor.rms))
+    else:  # other data shows the output well above its noise
+        judged.notes.append(text)
+
+
+def _check_swamped(judged: Judged, evidence: Evidence, case: str, result: CaseResult) -> None:
+    """Where the declared precision alone drowns the signal, agreement within the floor proves nothing."""
+    text = (
+        f"output '{judged.pair.source}' in case '{case}': rounding to {evidence.declared} alone moves the source by "
+        f"{_part(result.floor.rms, result)}, so these inputs cannot show whether the target is right"
+    )
+    alone = all(r.swamped for r in judged.results.values() if r.kind == "data")
+    if result.kind == "data" and alone:
+        text += ": give representative inputs"
+        judged.findings.append(Finding(verdict=Verdict.INCOMPARABLE, text=text, weight=1.0))
     else:
         judged.notes.append(text)
 
@@ -100,8 +118,15 @@ def _beyond(pair: Pair, evidence: Evidence, case: str, result: CaseResult) -> It
     if not found.finite:
         return  # told by _nonfinite
     signal = result.spread.dev
-    capped = evidence.reduced and result.varies and not found.rms <= REDUCED_CAP * signal
+    capped = evidence.reduced and result.varies and not result.swamped and not found.rms <= REDUCED_CAP * signal
     if result.strain <= 1.0 and not capped:
+        part = result.worst_slice
+        if part is not None and not part.ratio <= SLICE_BOUND:
+            text = (
+                f"{where}: the slice {part.index} of axis {part.axis} deviates by {part.ratio:.3g} times its own noise "
+                f"(bound {SLICE_BOUND:g}), which the larger rest of the output hides"
+            )
+            yield Finding(verdict=Verdict.DEVIATES, text=text, weight=part.ratio / SLICE_BOUND, numeric=True)
         return
     if result.floor.unstable and result.kind != "data":
         return  # told as a note: the source says nothing here

@@ -184,12 +184,12 @@ def _overlap(source: np.ndarray, target: np.ndarray) -> float:
     """Sum over rows of |top-k of source ∩ top-k of target| / k. k = 5, or one less than the classes when there are
     fewer than six: with k = classes the overlap would always be 1."""
     classes = source.shape[1]
-    k = min(TOP_K, classes - 1)
+    k: int = min(TOP_K, classes - 1)
     hits = np.zeros(source.shape, dtype=np.int8)
     for rows in (source, target):
         # A stable sort, so that ties fall the same way on both sides.
         np.put_along_axis(hits, (best := _top(rows, k)), np.take_along_axis(hits, best, axis=1) + 1, axis=1)
-    return float(np.count_nonzero(hits == 2)) / k
+    return int(np.count_nonzero(hits == 2)) / k
 
 
 def _top(rows: np.ndarray, k: int) -> np.ndarray:

@@ -167,21 +167,25 @@ def measure_exact(source: Value, ways: Mapping[str, Value]) -> Floor:
 
 
 def pool(floors: Mapping[str, Floor], spreads: Mapping[str, Spread], reference: Sequence[str]) -> dict[str, Floor]:
-    """Widen each case's floor to the noise-to-magnitude ratio of the `reference` (data) cases.
+    """Widen each case's floor by those of the `reference` (data) cases.
 
     A case of a few elements sees too few roundings to measure its noise; the same model on other data is the better
-    estimate. Rounding is relative to magnitude, so the ratio is to rms and peak. Probes never widen data cases.
+    estimate. A floor is scaled down to a case of smaller magnitude, never up to one of larger magnitude, where a part
+    of the noise may be absolute (a sigmoid near 0 errs by the rounding of 1). Probes never widen data cases.
     """
-    share_rms = max([0.0, *(floors[case].rms / spreads[case].rms for case in reference if spreads[case].rms > 0.0)])
-    share_max = max([0.0, *(floors[case].max / spreads[case].peak for case in reference if spreads[case].peak > 0.0)])
     return {
         case: replace(
             floor,
-            rms=max(floor.rms, share_rms * spreads[case].rms),
-            max=max(floor.max, share_max * spreads[case].peak),
+            rms=max([floor.rms, *(floors[o].rms * _shrink(spreads[case].rms, spreads[o].rms) for o in reference)]),
+            max=max([floor.max, *(floors[o].max * _shrink(spreads[case].peak, spreads[o].peak) for o in reference)]),
         )
         for case, floor in floors.items()
     }
+
+
+def _shrink(size: float, reference: float) -> float:
+    """size / reference, at most 1."""
+    return size / reference if size < reference else 1.0
 
 
 def _same_form(source: Value, value: Value) -> bool:

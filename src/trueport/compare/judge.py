@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from trueport.compare import floor as noise
+from trueport.compare.channels import Slice, worst_slice
 from trueport.compare.checks import check_values
 from trueport.compare.floor import Floor
 from trueport.compare.metrics import Difference, Spread, difference, spread
@@ -139,33 +140,39 @@ def _measure(judged: Judged, evidence: Evidence, ready: Mapping[str, tuple[Value
     spreads = {case: _spread_of(source, pair, batch=batch) for case, (source, _) in ready.items()}
     least: dict[str, Floor] = {}
     floors: dict[str, Floor] = {}
+    slices: dict[str, Slice | None] = {}
     for case, (source, target) in ready.items():
         ways, notes = noise.ways_for(evidence.floors, case, pair.source, pair.permutation, declared=evidence.declared)
+        slices[case] = None
         if kind_of(dtypes(source)[0]) in EXACT_KINDS.values():
             floors[case] = least[case] = noise.measure_exact(source, ways)
         else:
             least[case] = noise.minimum(spreads[case], dtypes(source)[0], dtypes(target)[0])
             limit = noise.gross(spreads[case], dtypes(source)[0])
             floors[case] = noise.measure(source, ways, spreads[case], least[case], limit)
+            if evidence.kinds[case] != "probe" and not evidence.reduced:
+                relative = over(least[case].rms, spreads[case].rms)
+                slices[case] = worst_slice(source, target, ways, relative, floors[case])
         for note in (*notes, *floors[case].notes):
             text = f"case '{case}': {note}"
             if text not in judged.notes:
                 judged.notes.append(text)
     steady = [case for case in ready if evidence.kinds[case] == "data" and not floors[case].unstable]
-    floors = noise.pool(floors, spreads, steady)
+    pooled = noise.pool(floors, spreads, steady)
     for case, (source, target) in ready.items():
         exact = kind_of(dtypes(source)[0]) in EXACT_KINDS.values()
-        simulated = evidence.reduced and floors[case].simulated
+        simulated = evidence.reduced and pooled[case].simulated
         judged.results[case] = CaseResult(
             kind=evidence.kinds[case],
             difference=difference(source, target),
-            floor=floors[case],
+            floor=pooled[case],
             spread=spreads[case],
             exact=exact,
             bound_rms=EXACT_BOUND if exact else REDUCED_BOUND_RMS if simulated else RATIO_BOUND_RMS,
             bound_max=REDUCED_BOUND_MAX if simulated else RATIO_BOUND_MAX,
             target_constant=_spread_of(target, pair, batch=batch).constant,
-            limit=RATIO_BOUND_RMS * (least[case] if simulated else floors[case]).rms,
+            worst_slice=slices[case],
+            limit=RATIO_BOUND_RMS * (least[case] if simulated else pooled[case]).rms,
         )
 
 
@@ -221,7 +228,7 @@ def report(judged: Judged, declared: str) -> OutputReport:
         if worst is None
         else worst.floor.share
         if worst.exact
-        else over(worst.floor.rms, worst.spread.scale),
+        else worst.floor.rms / (worst.spread.scale or 1.0),
         ratio=math.nan if worst is None else worst.ratio,
         worst_index=(case, *place) if case is not None else (),
         source_nonfinite=total.source_nonfinite,
@@ -233,7 +240,7 @@ def report(judged: Judged, declared: str) -> OutputReport:
 
 def _details(result: CaseResult) -> dict[str, float]:
     """One case in numbers, relative to the signal."""
-    scale = 1.0 if result.exact else result.spread.scale
+    scale = 1.0 if result.exact else result.spread.scale or 1.0
     found = result.difference
     return {
         "deviation": found.share if result.exact else over(found.rms, scale),
