@@ -82,12 +82,12 @@ def _named(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], names: li
 
     wrapped = Named()
     wrapped.training = False
-    wrapped.eval = lambda: wrapped  # type: ignore[method-assign]
+    wrapped.eval = lambda: wrapped
     return wrapped
 
 
 def _quantise(source: str, out: str, precision: str, context: ConvertContext) -> None:
-    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer import quantizer, recipe  # type: ignore[import-not-found]
 
     recipes = {"float16": _float16, "int8-dynamic": recipe.dynamic_wi8_afp32, "int8": recipe.static_wi8_ai8}
     if precision not in recipes:

@@ -138,8 +138,15 @@ _OPERATOR = re.compile(
     r"|torch\._C\._set_grad_enabled|#[\w:.]+"
 )
 _DUNDER = re.compile(r"__(?!and__|or__|xor__|[ir]?(lshift|rshift|and|or|xor)__)\w*__")
+# Sizes are sympy expressions: numbers, symbols such as s23 or u0, and calls of CamelCase functions. No other word, no
+# attribute and no other string may stand in them, so nothing that they could call is reachable.
 _EXPRESSION = re.compile(
-    r"(?:[\s+\-*/%(),<>=!&|~]|\d+\.?\d*(?:e[+-]?\d+)?|[A-Za-z]\w*|'[a-z]{1,4}\d*'|'[A-Za-z_]\w*')*"
+    r"(?:[\s+\-*/%(),<>=!&|~]|\d+\.?\d*(?:e[+-]?\d+)?(?!\w)|'[a-z]{1,4}\d+'"
+    r"|\b(?:Symbol|Integer|Float|Rational|True|False|positive|nonnegative|negative|integer|real|finite|oo|int_oo|zoo|nan"
+    r"|[suzf]{1,4}\d+|Max|Min|Mod|Mul|Add|Pow|Abs|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not|Xor|Piecewise|floor|ceiling|sqrt"
+    r"|PythonMod|ModularIndexing|Where|FloorDiv|CleanDiv|CeilDiv|CeilToInt|FloorToInt|TruncToInt|RoundToInt|TruncToFloat"
+    r"|RoundDecimal|ToFloat|Identity|LShift|RShift|PowByNatural|FloatPow|FloatTrueDiv|IntTrueDiv|BitwiseFn_\w+"
+    r"|IsNonOverlappingAndDenseIndicator|OpaqueUnaryFn_\w+)\b)*"
 )
 
 

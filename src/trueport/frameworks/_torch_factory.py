@@ -8,6 +8,7 @@ when `torch.export` cannot take it at all, as a TorchScript trace.
 from __future__ import annotations
 
 import importlib
+import pickle
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -100,25 +101,31 @@ def load_checkpoint(path: str, *, trust: bool) -> dict[str, Any]:
     """Return the name -> tensor table of a .safetensors, .pth, .th or .pt file. Raises BadModel, Untrusted."""
     import torch
 
-    if path.endswith(".safetensors"):
+    if Path(path).suffix == ".safetensors":
         from safetensors.torch import load_file
 
         try:
             return dict(load_file(path))
         except Exception as error:
             raise BadModel(f"{path}: not a readable safetensors file ({error})") from error
+    with Path(path).open("rb") as file:
+        head = file.read(64 * 1024)
+    # A whole program or script under a checkpoint's name is left to torch.load, which says what it is.
+    if not head.startswith((b"PK", b"\x80")):
+        raise BadModel(f"{path}: not a readable checkpoint (.pth, .th, .pt or .safetensors)")
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if "weights_only" not in str(error) and "Unsupported global" not in str(error):
-            raise BadModel(
-                f"{path}: not a readable checkpoint ({(str(error).splitlines() or [''])[0][:200]})"
-            ) from error
+    except pickle.UnpicklingError as error:
         if not trust:
             raise Untrusted(
                 f"{path} holds more than weights (a pickle that runs code on load); give --trust if you know where it is from"
             ) from error
-        stored = torch.load(path, map_location="cpu", weights_only=False)
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=False)
+        except Exception as again:
+            raise BadModel(f"{path}: not a readable checkpoint ({_line(again)})") from again
+    except Exception as error:
+        raise BadModel(f"{path}: not a readable checkpoint ({_line(error)})") from error
     return unwrap(stored, path)
 
 

@@ -57,7 +57,7 @@ class Script:
         self.precision = precision
         self.examples: dict[str, list[int]] = {}
         self.schema = self.module._c._get_method("forward").schema
-        self.stateful = "prim::SetAttr" in _kinds(self.module.inlined_graph)
+        self.stateful = _keeps_state(self.module.inlined_graph)
         self.inputs, self._calls = self._read_inputs(path)
         self._outputs = self.outputs()
         if precision == "float64":
@@ -210,6 +210,31 @@ class _Shapes(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         return pid[1]
+
+
+def _keeps_state(graph: Any) -> bool:
+    """Whether a run can change the module: it sets an attribute, or works in place on (a view of) a stored tensor."""
+    blocks = [graph]
+    while blocks:
+        for node in blocks.pop().nodes():
+            kind = node.kind()
+            if kind == "prim::SetAttr":
+                return True
+            if kind.startswith("aten::") and kind.endswith("_") and not kind.endswith("__") and _is_stored(node):
+                return True
+            blocks.extend(node.blocks())
+    return False
+
+
+def _is_stored(node: Any) -> bool:
+    """Whether the first input comes from an attribute of the module, through the first inputs of any operators."""
+    while True:
+        first = next(iter(node.inputs()), None)
+        if first is None:
+            return False
+        node = first.node()
+        if node.kind() == "prim::GetAttr":
+            return True
 
 
 def _traced_inputs(path: str, names: Sequence[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
