@@ -156,11 +156,13 @@ def test_speech_model_gets_states_with_the_batch_and_a_sample_rate():
     model = signature(
         spec("input", "float32", (None, None)), spec("state", "float32", (2, None, 128)), spec("sr", "int64", ())
     )
-    feeds = generate(model, seed=0, sizes={"input:1": 512})
+    feeds = generate(model, seed=0)
     assert case(feeds, "batch-3").inputs["state"].shape == (2, 2, 3, 128)
     assert case(feeds, "batch-3").inputs["input"].shape == (2, 3, 512)
     assert all((one.inputs["sr"] == 16000).all() for one in feeds.cases)
-    assert "512" in " ".join(generate(model, seed=0, length=512).notes)
+    assert "input:1 was taken as 512" in " ".join(feeds.notes)
+    assert generate(model, seed=0, sizes={"input:1": 256}).cases[0].inputs["input"].shape == (8, 1, 256)
+    assert generate(model, seed=0, length=100).cases[0].inputs["input"].shape == (8, 1, 100)
 
 
 def test_quantised_inputs_fill_their_range_and_never_leave_it():
@@ -256,6 +258,8 @@ def test_refusals(model, options, says):
         (("N", "height", "width", "channels"), (1, 64, 64, 3)),
         ((None, 224, 224, None), (1, 224, 224, 3)),
         ((None, 48, None, None), (1, 48, 64, 64)),
+        (("None", 3, "None", "None"), (1, 3, 64, 64)),
+        (("?", "?"), (1, 24)),
         (("N", None, None), (1, 24, 16)),
         (("N", 80, None), (1, 80, 24)),
         (("seq", "batch", 8), (24, 1, 8)),

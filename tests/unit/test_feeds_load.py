@@ -97,6 +97,10 @@ def test_narrow_conversions_are_made_and_told():
     assert feeds.cases[0].inputs["i"].dtype == np.int32
 
 
+def test_plain_lists_are_taken():
+    assert samples(from_arrays({"x": [[1.0, 2.0, 3.0]]}, ONE), "x").tolist() == [[1, 2, 3]]
+
+
 def f32(*shape):
     return np.ones(shape, np.float32)
 

@@ -43,7 +43,7 @@ def from_arrays(
     said = list(notes)
     found = []
     for spec in signature.inputs:
-        array = _pick(arrays, spec, signature)
+        array = np.asanyarray(_pick(arrays, spec, signature))
         _check_shape(array, spec)
         found.append(_Stack.of(spec, _cast(array, spec, said)))
     _refuse_unknown(arrays, signature)

@@ -10,7 +10,7 @@ import ast
 import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trueport.artifact import Signature, TensorSpec
 from trueport.errors import UsageError
@@ -21,8 +21,15 @@ SEQUENCE_NAME = re.compile(r"seq|len|time|token|frame|sample|step|point|node|edg
 HEIGHT_NAME = re.compile(r"height|width|^h$|^w$|size|spatial", re.IGNORECASE)
 CHANNEL_NAME = re.compile(r"chan|^c$|depth", re.IGNORECASE)
 
+RATE_NAME = re.compile(r"^(sr|rate|sample_?rate|sampling_?rate)$", re.IGNORECASE)
+
+NAMELESS = ("", "?", "-1", "None", "none", "unk")
+"""What some converters write where a size has no name; two such sizes need not be equal."""
+
 LENGTH = 24
 """Sequence length where it is open: long enough for two windows of common kernels, divisible by 2, 3, 4 and 8."""
+AUDIO = 512
+"""Samples where a length is open beside a sample rate: 32 ms at 16 kHz, the window of common speech models."""
 FEATURES = 16
 IMAGE = 64
 """Image side where it is open: survives the five halvings of common backbones."""
@@ -35,10 +42,11 @@ def batch_axes(signature: Signature) -> dict[str, int | None]:
     Axis 0 when it is open and not called a sequence; else an axis with the batch's symbol or name; else axis 1 of
     a tensor [layers, open, features] beside batched inputs, which is how recurrent states look.
     """
-    first = {spec.name: _open_first(spec) for spec in signature.inputs}
-    symbols = {spec.shape[0] for spec in signature.inputs if first[spec.name] and spec.shape} - {None}
+    inputs = tuple(map(_named_only, signature.inputs))
+    first = {spec.name: _open_first(spec) for spec in inputs}
+    symbols = {spec.shape[0] for spec in inputs if first[spec.name] and spec.shape} - {None}
     found: dict[str, int | None] = {}
-    for spec in signature.inputs:
+    for spec in inputs:
         shape = spec.shape or ()
         named = [axis for axis, dim in enumerate(shape) if isinstance(dim, str) and _is_batch(dim, symbols)]
         if first[spec.name]:
@@ -50,6 +58,13 @@ def batch_axes(signature: Signature) -> dict[str, int | None]:
         else:
             found[spec.name] = None
     return found
+
+
+def _named_only(spec: TensorSpec) -> TensorSpec:
+    """The spec with None for every open size that has no real name."""
+    if spec.shape is None:
+        return spec
+    return replace(spec, shape=tuple(None if dim in NAMELESS else dim for dim in spec.shape))
 
 
 def _open_first(spec: TensorSpec) -> bool:
@@ -88,7 +103,10 @@ def resolve(
     sizes: symbol, or "input:axis", -> size, which wins over every convention.
     Raises UsageError for an input of unknown rank.
     """
+    signature = replace(signature, inputs=tuple(map(_named_only, signature.inputs)))
     axes = batch_axes(signature)
+    if length == LENGTH and any(RATE_NAME.search(spec.name) for spec in signature.inputs):
+        length = AUDIO
     vectors_only = all(len(spec.shape or ()) <= 1 for spec in signature.inputs)
     known: dict[str, int] = dict(sizes or {})
     shapes: dict[str, tuple[int, ...]] = {}

@@ -16,14 +16,13 @@ from trueport.artifact import Signature, TensorSpec
 from trueport.dtypes import value_dtype
 from trueport.errors import UsageError
 from trueport.feeds import fields
-from trueport.feeds.dims import IMAGE, LENGTH, Sizes, batch_axes, channel_axis, resolve
+from trueport.feeds.dims import IMAGE, LENGTH, RATE_NAME, Sizes, batch_axes, channel_axis, resolve
 from trueport.feeds.types import Case, Feeds
 
 MASK_NAME = re.compile(r"mask", re.IGNORECASE)
 SEGMENT_NAME = re.compile(r"token_?type|segment", re.IGNORECASE)
 POSITION_NAME = re.compile(r"position", re.IGNORECASE)
 LENGTH_NAME = re.compile(r"len(gth)?s?$|_len(gth)?s?\b", re.IGNORECASE)
-RATE_NAME = re.compile(r"^(sr|rate|sample_?rate|sampling_?rate)$", re.IGNORECASE)
 
 SAMPLE_RATE = 16000
 """What speech models take where an input is called a sample rate."""
