@@ -101,7 +101,8 @@ def toolchains() -> Mapping[str, Toolchain]:
     table = tomllib.loads((root / "toolchains.toml").read_text(encoding="utf-8"))
     found = {}
     for name, row in table.items():
-        lock = (root / "locks" / f"{name}.txt").read_text(encoding="utf-8").split()
+        file = root / "locks" / f"{name}.txt"  # a toolchain that is being added has none until scripts/lock.py ran
+        lock = file.read_text(encoding="utf-8").split() if file.is_file() else []
         requirements = tuple(row.pop("requirements"))
         found[name] = Toolchain(name=name, requirements=requirements, lock=tuple(lock), **row)
     return found
