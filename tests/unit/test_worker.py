@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import uv
 
 from trueport import envs
 from trueport.errors import InternalError, UntrustedError, UsageError
@@ -153,6 +154,21 @@ def test_a_child_that_the_tool_leaves_behind_goes_with_the_worker(tmp_path):
         mark = only_worker(pool)._mark
         assert len(left({mark})) == 3
     assert not left({mark})
+
+
+def test_a_child_without_the_mark_is_found_by_its_parent(pool, tmp_path):
+    module = helper(
+        tmp_path,
+        """
+        import subprocess
+        def daemon():
+            return subprocess.Popen(["sleep", "600"], env={}, start_new_session=True).pid
+        """,
+    )
+    pid = call(pool, "daemon", **module).value.value
+    assert psutil.pid_exists(pid)
+    pool.close()
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_crash_is_seen_although_a_child_holds_the_pipe_open(pool, tmp_path):
@@ -476,9 +492,9 @@ from pathlib import Path
 from trueport.outcome import Stage
 from trueport.worker.pool import Pool
 
-pool = Pool(folder=Path(sys.argv[2]))
+pool = Pool(folder=Path(sys.argv[2]) if len(sys.argv) > 2 else None)
 pool.warm(Path(sys.executable))
-print(next(iter(pool._workers))._mark, flush=True)
+print(next(iter(pool._workers))._mark, pool.folder, flush=True)
 arguments = {"path": sys.argv[1], "cases": {}, "precision": "float32", "variant": "default", "trust": False}
 pool.call(Path(sys.executable), "trueport.frameworks.fake", "run", arguments, stage=Stage.RUN)
 """
@@ -488,9 +504,10 @@ pool.call(Path(sys.executable), "trueport.frameworks.fake", "run", arguments, st
 def test_a_killed_parent_takes_its_workers_with_it(tmp_path, fault):
     path = model(tmp_path, faults={"run": [fault]})
     environ = dict(os.environ, PYTHONPATH=str(SOURCE.parent))
-    command = [sys.executable, "-c", PARENT, str(path), str(tmp_path / "pool")]
+    given = [str(tmp_path / "pool")] if fault == "hang-with-lock" else []
+    command = [sys.executable, "-c", PARENT, str(path), *given]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as parent:
-        mark = parent.stdout.readline().strip()
+        mark, folder = parent.stdout.readline().split()
         wanted = 6 if fault == "hang-with-family" else 2
         deadline = time.monotonic() + 10
         while len(left({mark})) < wanted and time.monotonic() < deadline:
@@ -502,6 +519,7 @@ def test_a_killed_parent_takes_its_workers_with_it(tmp_path, fault):
     while left({mark}) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left({mark})
+    assert Path(folder).exists() is bool(given), "the pool's own folder goes, one that the caller chose stays"
 
 
 def test_closing_during_a_job_ends_it_at_once(tmp_path):
@@ -587,23 +605,32 @@ def test_worker_side_code_is_python_3_9(file):
 
 
 def old_interpreter():
-    """A Python 3.9 with NumPy: $TRUEPORT_OLD_PYTHON, or whichever 3.9 is found."""
-    given = os.environ.get("TRUEPORT_OLD_PYTHON")
-    found = Path(given) if given else envs.find_interpreter("3.9")
-    if found is not None:
-        with contextlib.suppress(OSError):
-            if subprocess.run([found, "-I", "-c", "import numpy"], capture_output=True, check=False).returncode == 0:
-                return found
-    return None
+    """A Python 3.9 with NumPy 1.22, built once beside the toolchain environments; None where there is no Python 3.9."""
+    python = envs.find_interpreter("3.9")
+    final = envs.cache_folder() / "tests" / "python3.9-numpy1.22.4"
+    if python is None or (final / "bin" / "python").exists():
+        return None if python is None else final / "bin" / "python"
+    partial = final.with_name(f"{final.name}.{os.getpid()}")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for command in (
+        ["venv", "--quiet", "--relocatable", "--python", str(python), str(partial)],
+        ["pip", "install", "--quiet", "--python", str(partial / "bin" / "python"), "numpy==1.22.4"],
+    ):
+        if subprocess.run([uv.find_uv_bin(), *command], capture_output=True, check=False).returncode:
+            return None
+    with contextlib.suppress(OSError):  # another run was faster
+        partial.rename(final)
+    return final / "bin" / "python"
 
 
 def test_a_worker_runs_on_python_3_9(pool, tmp_path):
     python = old_interpreter()
     if python is None:
-        pytest.skip("no Python 3.9 with NumPy here (set TRUEPORT_OLD_PYTHON)")
+        pytest.skip("no Python 3.9 here, or NumPy 1.22 for it cannot be had")
     new = run(pool, model(tmp_path)).value
     old = run(pool, model(tmp_path), python=python).value
     assert old.versions["python"].startswith("3.9.")
+    assert old.versions["numpy"] == "1.22.4"
     assert np.allclose(old.value["data"]["scores"], new.value["data"]["scores"], rtol=1e-5, atol=1e-6)
     outcome = run(pool, model(tmp_path, name="bad", faults={"run": ["crash-with-family"]}), python=python)
     assert outcome.kind == Kind.CRASHED

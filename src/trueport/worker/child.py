@@ -1,6 +1,6 @@
 """The child's main loop: one job at a time, from a pipe, with standard library and NumPy only.
 
-Started as `python -I child.py PACKAGE_FOLDER PIPE LIFELINE`. The package `trueport` is made importable as a bare
+Started as `python -I child.py PACKAGE_FOLDER PIPE LIFELINE SCRATCH`. The package `trueport` is made importable as a bare
 namespace over its own folder: neither the parent's site-packages nor `trueport/__init__.py` is ever on the path, so
 the environment holds exactly what its lock says. Replies go over the pipe; whatever a framework prints goes to a log,
 because the parent started this process with descriptors 1 and 2 on it.
@@ -25,9 +25,9 @@ from typing import Any, BinaryIO
 
 def main() -> None:
     """Serve jobs until the parent closes the pipe."""
-    package, descriptor, lifeline = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    package, descriptor, lifeline, scratch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     os.set_inheritable(descriptor, False)
-    _guard(descriptor, lifeline)
+    _guard(descriptor, lifeline, scratch)
     faulthandler.enable()
     _install_namespace(package)
 
@@ -59,8 +59,10 @@ def _install_namespace(package: str) -> None:
     sys.modules["trueport"] = module
 
 
-def _guard(descriptor: int, lifeline: int) -> None:
+def _guard(descriptor: int, lifeline: int, scratch: str) -> None:
     """Fork a guard that ends this process group, and descendants that left it, when the parent has gone.
+
+    It then removes the folder `scratch` (unless that is ""), which nobody can use any more.
 
     A process and not a thread: a tool that holds the interpreter's lock for minutes would hold up a thread as well.
     The parent's end of the lifeline is closed by the system however the parent ends.
@@ -74,10 +76,11 @@ def _guard(descriptor: int, lifeline: int) -> None:
         return
     os.close(descriptor)
     os.read(lifeline, 1)  # nothing is ever written: this returns when the other end is closed
-    _end_family()
+    _end_family(scratch)
 
 
-def _end_family() -> None:
+def _end_family(scratch: str) -> None:
+    import shutil
     import signal
 
     mark = b"TRUEPORT_WORKER=" + os.environb.get(b"TRUEPORT_WORKER", b"")
@@ -86,6 +89,8 @@ def _end_family() -> None:
         with contextlib.suppress(OSError):
             if process != os.getpid() and mark in environ.read_bytes().split(b"\0"):
                 os.kill(process, signal.SIGKILL)
+    if scratch:
+        shutil.rmtree(scratch, ignore_errors=True)
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 

@@ -44,7 +44,7 @@ class Pool:
         timeout: float = DEFAULT_TIMEOUT,
         memory: float | None = None,
     ) -> None:
-        own = folder is None
+        self._own = folder is None
         self.folder = Path(tempfile.mkdtemp(prefix="trueport-")) if folder is None else folder.absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.max_jobs = max_jobs
@@ -54,7 +54,7 @@ class Pool:
         self._workers: set[Worker] = set()
         self._lock = threading.Lock()
         self._closed = False
-        self._finish = weakref.finalize(self, _finish, self._workers, self.folder if own else None, os.getpid())
+        self._finish = weakref.finalize(self, _finish, self._workers, self.folder if self._own else None, os.getpid())
 
     def __enter__(self) -> Self:
         return self
@@ -171,7 +171,8 @@ class Pool:
             self._give_back(worker, healthy=False)
 
     def _start(self, python: Path) -> Worker:
-        worker = Worker(python, self.fresh_folder("worker"), environment())
+        scratch = self.folder if self._own else None
+        worker = Worker(python, self.fresh_folder("worker"), environment(), scratch=scratch)
         with self._lock:
             if not self._closed:
                 self._workers.add(worker)

@@ -98,9 +98,12 @@ class _LimitError(Exception):
 
 
 class Worker:
-    """One child process in one environment. Raises OSError when the interpreter cannot be started."""
+    """One child process in one environment, with `folder` as its working folder. `scratch`: removed if the parent is killed.
 
-    def __init__(self, python: Path, folder: Path, environ: Mapping[str, str]) -> None:
+    Raises OSError when the interpreter cannot be started.
+    """
+
+    def __init__(self, python: Path, folder: Path, environ: Mapping[str, str], *, scratch: Path | None = None) -> None:
         self.python = python
         self.folder = folder
         self.jobs = 0
@@ -116,7 +119,7 @@ class Worker:
                 self.process = subprocess.Popen(
                     [
                         *(str(python), "-I", "-u", "-X", "utf8", str(PACKAGE / "worker" / "child.py")),
-                        *(str(PACKAGE), str(theirs.fileno()), str(read_end)),
+                        *(str(PACKAGE), str(theirs.fileno()), str(read_end), str(scratch or "")),
                     ],
                     pass_fds=(theirs.fileno(), read_end),
                     stdin=subprocess.DEVNULL,
@@ -294,11 +297,16 @@ class Worker:
         """Bytes of anonymous and shared memory that the worker and its descendants use, each page counted once."""
         total = 0
         with contextlib.suppress(psutil.Error):
-            process = psutil.Process(self.process.pid)
-            for one in (process, *process.children(recursive=True)):
+            for one in (psutil.Process(self.process.pid), *self._children()):
                 with contextlib.suppress(psutil.Error, OSError):
                     total += _anonymous(one)
         return total
+
+    def _children(self) -> list[psutil.Process]:
+        if self.process.returncode is None:  # not reaped, so the number is still its own
+            with contextlib.suppress(psutil.Error):
+                return list(psutil.Process(self.process.pid).children(recursive=True))
+        return []
 
     def kill(self) -> int:
         """End the process group and every descendant that left it; returns the exit code when they are gone.
@@ -307,16 +315,16 @@ class Worker:
         """
         with self._ending:
             if not self.ended:
+                children = self._children()  # before their parent goes, and with it the way to find them
                 if self.process.returncode is None:
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.killpg(self.process.pid, signal.SIGKILL)
+                    self.process.wait()  # before anything else could reap it and lose its exit code
+                _end(children)
                 deadline = time.monotonic() + 5.0
                 while (family := _marked(self._mark)) and time.monotonic() < deadline:
-                    for one in family:
-                        with contextlib.suppress(psutil.Error):
-                            one.kill()
-                    psutil.wait_procs(family, timeout=0.2)
-                self.process.wait()
+                    _end(family)
+                    psutil.wait_procs(family, timeout=0.05)
                 self.ended = True
             return int(self.process.returncode)
 
@@ -374,11 +382,18 @@ def _anonymous(process: psutil.Process) -> int:
     return sum(int(fields[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem")) * 1024
 
 
+def _end(processes: Sequence[psutil.Process]) -> None:
+    for one in processes:
+        with contextlib.suppress(psutil.Error):  # psutil checks that the number still means the same process
+            one.kill()
+
+
 def _marked(mark: str) -> list[psutil.Process]:
     """Every live process whose environment carries this worker's mark."""
     found = []
-    for process in psutil.process_iter():
+    for pid in psutil.pids():
         with contextlib.suppress(psutil.Error, OSError):
+            process = psutil.Process(pid)
             if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
