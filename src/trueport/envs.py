@@ -121,7 +121,7 @@ class EnvStore:
     ) -> None:
         self.folder = (folder or cache_folder()).absolute() / "envs"
         self.offline = offline
-        self.progress = progress or (lambda line: None)
+        self.progress: Progress = _silent if progress is None else progress
         self.table = toolchains() if table is None else table
         self._own: dict[tuple[str, Path], Outcome[Path]] = {}
 
@@ -187,7 +187,7 @@ class EnvStore:
             if not (everything or idle or not info.current or not info.complete):
                 continue
             with suppress(filelock.Timeout), self._locked(_key(info.path), timeout=0):
-                if info.path.suffix not in (_PARTIAL, _REMOVED) and _in_use(info.path):
+                if info.path.suffix not in (_PARTIAL, _REMOVED) and _users(info.path):
                     self.progress(f"'{info.path.name}' is in use and stays")
                     continue
                 freed += self._remove(info.path)
@@ -256,10 +256,10 @@ class EnvStore:
             if path.suffix not in (_PARTIAL, _REMOVED):
                 continue
             if _key(path) == held:
-                shutil.rmtree(path, ignore_errors=True)
+                _clear(path)
             else:
                 with suppress(filelock.Timeout), self._locked(_key(path), timeout=0):
-                    shutil.rmtree(path, ignore_errors=True)
+                    _clear(path)
 
     def _remove(self, path: Path) -> int:
         """Remove one folder whose lock is held: out of sight first, so that no half of it can be taken for the whole."""
@@ -292,6 +292,10 @@ class EnvStore:
             and path.name == f"{name}-{digest(toolchain, variant, marker['torch_backend'])}",
             locked=marker.get("locked", False),
         )
+
+
+def _silent(line: str) -> None:
+    """Pass nothing on."""
 
 
 def digest(toolchain: Toolchain, variant: Variant, backend: str | None) -> str:
@@ -351,8 +355,18 @@ def _differences(toolchain: Toolchain, variant: Variant, installed: Mapping[str,
     return tuple(found)
 
 
-def _in_use(folder: Path) -> bool:
-    """Whether a running process was started from this environment's interpreter."""
+def _users(folder: Path) -> list[psutil.Process]:
+    """Return the processes that were started with this folder's interpreter, or with a path inside it."""
     inside = str(folder) + os.sep
-    commands = (process.info["cmdline"] for process in psutil.process_iter(["cmdline"]))
-    return any(command and command[0].startswith(inside) for command in commands)
+    running = psutil.process_iter(["cmdline"])
+    return [one for one in running if any(word.startswith(inside) for word in one.info["cmdline"] or ())]
+
+
+def _clear(folder: Path) -> None:
+    """Remove the leftover of a killed build, and end the orphans of that build first: they would go on filling it."""
+    orphans = _users(folder)
+    for process in orphans:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(orphans, timeout=5)
+    shutil.rmtree(folder, ignore_errors=True)
