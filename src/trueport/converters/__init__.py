@@ -12,6 +12,7 @@ from trueport.converters import (
     tflite_converter,
     torch_onnx,
 )
+from trueport.frameworks import fake
 
 CONVERTERS = {
     "torch_onnx": torch_onnx,
@@ -22,4 +23,5 @@ CONVERTERS = {
     "onnx2torch": onnx2torch,
     "onnx2tf": onnx2tf,
     "onnx_passes": onnx_passes,
+    "fake": fake,
 }

@@ -36,10 +36,10 @@ def train_keras(train_x: np.ndarray, train_y: np.ndarray, out: str, epochs: int)
     keras.utils.set_random_seed(0)
     layers = keras.layers
     inputs = keras.Input((8, 8, 1), name="image")
-    x = layers.Conv2D(16, 3, padding="same", use_bias=False)(inputs)
-    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.Conv2D(16, 3, padding="same", use_bias=False)(inputs)  # statistics settle in few epochs: momentum 0.9
+    x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
     x = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
-    x = layers.ReLU(max_value=6.0)(layers.BatchNormalization()(x))
+    x = layers.ReLU(max_value=6.0)(layers.BatchNormalization(momentum=0.9)(x))
     x = layers.Conv2D(32, 3, strides=2, padding="same")(x)
     x = layers.Flatten()(layers.ReLU()(x))
     outputs = layers.Dense(CLASSES, name="digit")(x)
