@@ -72,7 +72,7 @@ def pair_outputs(
         if a in left and b not in right and b not in layout and a not in right
     ]
     _add(found, [(name, name) for name in left if name in right], "name")
-    named = bool(found)
+    named = bool({bare(name) for name in left} & {bare(name) for name in right})
     _add(found, _unique_by_bare_name(_free(left, found), _free(right, _targets(found))), "name without decoration")
     if len(left) == len(right) == 1:
         _add(found, [(left[0], right[0])], "only output")
