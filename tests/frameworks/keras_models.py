@@ -62,12 +62,20 @@ def lstm(keras):
 
 
 def gru(keras):
-    """Two GRUs, one with the reset gate before the product and one after it."""
+    """Two GRUs with the reset gate after the product."""
     layers = keras.layers
     steps = keras.Input((6, 4), name="steps")
-    x = layers.GRU(5, return_sequences=True, name="after")(steps)
-    x = layers.GRU(4, reset_after=False, name="before")(x)
+    x = layers.GRU(5, return_sequences=True, name="first")(steps)
+    x = layers.GRU(4, name="second")(x)
     return keras.Model(steps, layers.Dense(2, name="scores")(x), name="gru")
+
+
+def gru_reset_before(keras):
+    """A GRU with the reset gate before the product."""
+    layers = keras.layers
+    steps = keras.Input((6, 4), name="steps")
+    x = layers.GRU(5, reset_after=False, name="before")(steps)
+    return keras.Model(steps, layers.Dense(2, name="scores")(x), name="gru_reset_before")
 
 
 def transformer(keras):
@@ -142,7 +150,7 @@ MODELS = {
     "multi": multi,
 }
 """The zoo of the conversion matrix."""
-EXTRA = {"exact_gelu": exact_gelu}
+EXTRA = {"exact_gelu": exact_gelu, "gru_reset_before": gru_reset_before}
 """Models for one test each."""
 
 

@@ -98,6 +98,8 @@ def _onnx(loaded: Any, out: str, options: Mapping[str, Any]) -> ConvertReply:
 def _litert(loaded: Any, out: str, options: Mapping[str, Any]) -> ConvertReply:
     import tensorflow as tf
 
+    from trueport.converters.tflite_converter import flex_notes
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"  # Keras goes by the suffix
         loaded.model.export(str(path), format="litert", verbose=False)
@@ -107,11 +109,14 @@ def _litert(loaded: Any, out: str, options: Mapping[str, Any]) -> ConvertReply:
     except (ValueError, RuntimeError) as error:
         raise InvalidOutput(f"the exported TFLite file does not load: {str(error).splitlines()[0][:300]}") from error
     Path(out).write_bytes(data)
+    notes = flex_notes(interpreter)
     signatures = interpreter.get_signature_list()
     if len(signatures) != 1:
-        return ConvertReply(notes=["the exported file has no single signature: pair inputs and outputs by content"])
+        return ConvertReply(
+            notes=[*notes, "the exported file has no single signature: pair inputs and outputs by content"]
+        )
     (signature,) = signatures.values()
-    return ConvertReply(notes=[], names=_names(loaded, list(signature["inputs"]), list(signature["outputs"])))
+    return ConvertReply(notes=notes, names=_names(loaded, list(signature["inputs"]), list(signature["outputs"])))
 
 
 def _names(loaded: Any, inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, str]:
@@ -120,12 +125,13 @@ def _names(loaded: Any, inputs: Sequence[str], outputs: Sequence[str]) -> dict[s
 
 
 def _pair(names: Sequence[str], exported: Sequence[str]) -> dict[str, str]:
-    """Pair by equal name, then `output_N` with the Nth, then a name that only lost characters TensorFlow forbids."""
+    """Pair by equal name, by a name that only lost characters TensorFlow forbids, or by the exporter's names for the Nth."""
     from trueport.frameworks._keras_model import safe_names
 
     found: dict[str, str] = {}
     for index, (name, safe) in enumerate(zip(names, safe_names(list(names)))):
-        for candidate in (name, safe, f"output_{index}", f"{name}:0", f"serve_{safe}", f"serving_default_{safe}"):
+        positional = "Identity:0" if index == 0 else f"Identity_{index}:0"
+        for candidate in (name, safe, f"output_{index}", positional, f"{name}:0", f"serving_default_{safe}"):
             if candidate in exported and candidate not in found.values():
                 found[name] = candidate
                 break

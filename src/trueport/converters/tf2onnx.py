@@ -6,20 +6,22 @@ operator against ONNX's own schemas. Inputs and outputs get the source's names a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from trueport.frameworks._base import ConvertContext, ConvertReply, InvalidOutput, Step
 
 DEFAULT_OPSET = 17
 """ONNX Runtime and onnx2torch both read it; 18 changes the reductions' signature, which older readers refuse."""
 _OPTIONS = (("opset", f"ONNX opset of the result (default {DEFAULT_OPSET})"),)
+_KERAS_OPTIONS = (*_OPTIONS, ("unroll", "write recurrent layers step by step instead of as loops: yes or no (default)"))
 
 STEPS: tuple[Step, ...] = (
-    Step("tf2onnx-keras", "keras", "onnx", "tensorflow", "tf2onnx", rank=20, options=_OPTIONS),
-    Step("tf2onnx-keras2", "keras", "onnx", "tf-keras", "tf2onnx", rank=20, options=_OPTIONS, legacy_keras=True),
+    Step("tf2onnx-keras", "keras", "onnx", "tensorflow", "tf2onnx", rank=20, options=_KERAS_OPTIONS),
+    Step("tf2onnx-keras2", "keras", "onnx", "tf-keras", "tf2onnx", rank=20, options=_KERAS_OPTIONS, legacy_keras=True),
     Step("tf2onnx-savedmodel", "savedmodel", "onnx", "tensorflow", "tf2onnx", rank=25, options=_OPTIONS),
     Step(
         "tf2onnx-tflite",
@@ -41,7 +43,7 @@ def convert(step: str, source: str, out: str, options: Mapping[str, Any], contex
         if step == "tf2onnx-tflite":
             model, inputs, outputs = _from_tflite(source, opset, context)
         else:
-            model, inputs, outputs = _from_frozen(step, source, opset, trust=context["trust"])
+            model, inputs, outputs = _from_frozen(step, source, opset, context["trust"], flag(options, "unroll"))
     check(model, said)
     names = restore_names(model, inputs, outputs)
     if step.startswith("tf2onnx-keras"):
@@ -58,11 +60,13 @@ def opset_of(options: Mapping[str, Any]) -> int:
     return int(text)
 
 
-def _from_frozen(step: str, source: str, opset: int, *, trust: bool) -> tuple[Any, dict[str, str], dict[str, str]]:
+def _from_frozen(
+    step: str, source: str, opset: int, trust: bool, unroll: bool
+) -> tuple[Any, dict[str, str], dict[str, str]]:
     """Convert through a frozen GraphDef. Returns the model and source name -> ONNX name of inputs and of outputs."""
     import tf2onnx
 
-    frozen = frozen_source(source, saved_model=step == "tf2onnx-savedmodel", trust=trust)
+    frozen = frozen_source(source, saved_model=step == "tf2onnx-savedmodel", trust=trust, unroll=unroll)
     model, _ = tf2onnx.convert.from_graph_def(
         frozen.graph_def,
         name=Path(source).stem,
@@ -73,8 +77,19 @@ def _from_frozen(step: str, source: str, opset: int, *, trust: bool) -> tuple[An
     return model, dict(frozen.inputs), dict(frozen.outputs)
 
 
-def frozen_source(source: str, *, saved_model: bool, trust: bool) -> Any:
-    """Freeze a SavedModel or a Keras file into one graph with named inputs and outputs."""
+def frozen_source(
+    source: str,
+    *,
+    saved_model: bool,
+    trust: bool,
+    shapes: Optional[Mapping[str, Sequence[Any]]] = None,
+    unroll: bool = False,
+) -> Any:
+    """Freeze a SavedModel or a Keras file into one graph with named inputs and outputs.
+
+    `shapes` (input name -> sizes) traces a Keras model for these sizes, which settles the shapes inside its loops;
+    `unroll` traces its recurrent layers step by step instead of as loops.
+    """
     if saved_model:
         from trueport.frameworks import tensorflow as savedmodels
 
@@ -83,8 +98,33 @@ def frozen_source(source: str, *, saved_model: bool, trust: bool) -> Any:
     from trueport.frameworks import _tf_graph as graphs
 
     loaded = models.load(source, trust=trust)
-    concrete = models.function(loaded).get_concrete_function()
+    with unrolled(loaded) if unroll else contextlib.nullcontext():
+        concrete = models.function(loaded, shapes=shapes).get_concrete_function()
     return graphs.freeze(concrete, list(loaded.inputs), list(loaded.outputs))
+
+
+@contextlib.contextmanager
+def unrolled(loaded: Any) -> Iterator[None]:
+    """Let the recurrent layers of a loaded model unroll while the context lasts."""
+    from trueport.frameworks import _keras_trace as traces
+
+    layers = [layer for _, layer in traces.layers_of(loaded.model, legacy=loaded.legacy) if hasattr(layer, "unroll")]
+    before = [layer.unroll for layer in layers]
+    for layer in layers:
+        layer.unroll = True
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before):
+            layer.unroll = value
+
+
+def flag(options: Mapping[str, Any], name: str) -> bool:
+    """Read an option that is yes or no. Raises ValueError for anything else."""
+    text = str(options.get(name, "no")).lower()
+    if text not in ("yes", "no", "true", "false", "1", "0"):
+        raise ValueError(f"option {name} takes yes or no, not '{text}'")
+    return text in ("yes", "true", "1")
 
 
 def _from_tflite(source: str, opset: int, context: ConvertContext) -> tuple[Any, dict[str, str], dict[str, str]]:

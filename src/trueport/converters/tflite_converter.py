@@ -7,6 +7,7 @@ keeps those names. A batch of unknown size is kept where the tool can; where it 
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,10 +22,18 @@ _OPTIONS = (
     ("io", "int8: dtype of inputs and outputs, float32 (default) or int8"),
     ("batch", "fix the batch to this size instead of leaving it open"),
 )
+_KERAS_OPTIONS = (*_OPTIONS, ("unroll", "write recurrent layers step by step instead of as loops: yes or no (default)"))
 
 STEPS: tuple[Step, ...] = (
     Step(
-        "tflite-keras", "keras", "tflite", "tensorflow", "tensorflow", rank=10, precisions=PRECISIONS, options=_OPTIONS
+        "tflite-keras",
+        "keras",
+        "tflite",
+        "tensorflow",
+        "tensorflow",
+        rank=10,
+        precisions=PRECISIONS,
+        options=_KERAS_OPTIONS,
     ),
     Step(
         "tflite-keras2",
@@ -34,7 +43,7 @@ STEPS: tuple[Step, ...] = (
         "tensorflow",
         rank=10,
         precisions=PRECISIONS,
-        options=_OPTIONS,
+        options=_KERAS_OPTIONS,
         legacy_keras=True,
     ),
     Step(
@@ -52,7 +61,7 @@ STEPS: tuple[Step, ...] = (
 
 def convert(step: str, source: str, out: str, options: Mapping[str, Any], context: ConvertContext) -> ConvertReply:
     """Write the TFLite model at `out`. Raises Unsupported, InvalidOutput, or what the converter raises."""
-    from trueport.converters.tf2onnx import frozen_source
+    from trueport.converters.tf2onnx import flag, frozen_source
     from trueport.frameworks._keras_model import safe_names
 
     precision = str(options.get("precision", "float32"))
@@ -61,7 +70,16 @@ def convert(step: str, source: str, out: str, options: Mapping[str, Any], contex
         raise Unsupported(f"TFLiteConverter has no precision '{precision}' with inputs and outputs in '{io}'")
     if io == "int8" and precision != "int8":
         raise Unsupported("option io=int8 needs precision int8")
-    frozen = frozen_source(source, saved_model=step == "tflite-savedmodel", trust=context["trust"])
+    saved_model = step == "tflite-savedmodel"
+    freeze = functools.partial(
+        frozen_source, source, saved_model=saved_model, trust=context["trust"], unroll=flag(options, "unroll")
+    )
+    frozen = freeze()
+    if precision == "int8" and any(node.op in ("While", "StatelessWhile") for node in frozen.graph_def.node):
+        raise Unsupported(
+            "TFLiteConverter's int8 calibration dies on models with loops, such as recurrent layers; "
+            "use --option STEP.unroll=yes or precision int8-dynamic"
+        )
     safe = dict(zip(frozen.inputs, safe_names(list(frozen.inputs))))
     safe_out = dict(zip(frozen.outputs, safe_names(list(frozen.outputs))))
     notes: list[str] = []
@@ -72,6 +90,7 @@ def convert(step: str, source: str, out: str, options: Mapping[str, Any], contex
         if fixed is not None or not _needs_static(error):
             raise
         shapes = _shapes(frozen, context, "example")
+        frozen = freeze(shapes=shapes)
         data = _convert(frozen, safe, safe_out, shapes, precision, io, context)
         notes.append("open sizes were fixed to those of the example input: the converter cannot keep them open")
     _write_checked(data, out)
@@ -173,6 +192,14 @@ def _samples(
                 value = value[: shapes[name][0]]
             sample[inputs[name]] = value
         yield sample
+
+
+def flex_notes(interpreter: Any) -> list[str]:
+    """Say which TensorFlow operators a TFLite file holds; the plain runtime has no kernels for them."""
+    held = sorted(
+        {detail["op_name"] for detail in interpreter._get_ops_details() if detail["op_name"].startswith("Flex")}
+    )
+    return [f"the file needs the TensorFlow (Flex) delegate for {', '.join(held)}"] if held else []
 
 
 def _write_checked(data: bytes, out: str) -> None:

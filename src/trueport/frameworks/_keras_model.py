@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
@@ -82,9 +83,10 @@ def _open(keras: Any, path: Path, *, trust: bool) -> Any:
             ) from error
         except (TypeError, ValueError) as error:
             text = str(error)
-            if "Could not locate" in text or "Unknown layer" in text or "Unknown " in text[:40]:
+            custom = re.search(r"(?:Could not locate (?:class|function)|Unknown \w+:?) '?(\w+)'?", text)
+            if custom:
                 raise Unsupported(
-                    f"the model needs custom objects that the file does not hold: {_line(error)}"
+                    f"the model needs the custom object '{custom.group(1)}', whose code the file does not hold"
                 ) from error
             if "marshal" in text:
                 raise Unsupported(
@@ -153,17 +155,19 @@ def call(loaded: Loaded, flat: Sequence[Any]) -> list[Any]:
     return list(loaded.keras.tree.flatten(loaded.model(packed, training=False)))
 
 
-def specs(loaded: Loaded, names: Sequence[str]) -> list[Any]:
-    """TensorSpecs of the inputs under these (TensorFlow-safe) names; unknown sizes stay unknown."""
+def specs(loaded: Loaded, names: Sequence[str], shapes: Optional[Mapping[str, Sequence[Any]]] = None) -> list[Any]:
+    """TensorSpecs of the inputs under these (TensorFlow-safe) names; unknown sizes stay unknown unless `shapes` says."""
     import tensorflow as tf
 
+    sizes = {name: [None if d is None else int(d) for d in tensor.shape] for name, tensor in loaded.inputs.items()}
+    sizes.update({name: list(shape) for name, shape in (shapes or {}).items()})
     return [
-        tf.TensorSpec([None if d is None else int(d) for d in tensor.shape], dtype_name(tensor), name=name)
-        for name, tensor in zip(names, loaded.inputs.values())
+        tf.TensorSpec(sizes[name], dtype_name(tensor), name=safe)
+        for safe, (name, tensor) in zip(names, loaded.inputs.items())
     ]
 
 
-def function(loaded: Loaded, *, compiled: bool = False) -> Any:
+def function(loaded: Loaded, *, compiled: bool = False, shapes: Optional[Mapping[str, Sequence[Any]]] = None) -> Any:
     """A tf.function over the flat inputs, with one trace for all sizes unless `compiled` by XLA."""
     import tensorflow as tf
 
@@ -171,7 +175,7 @@ def function(loaded: Loaded, *, compiled: bool = False) -> Any:
         return [tf.identity(value) for value in call(loaded, flat)]
 
     names = safe_names(list(loaded.inputs))
-    signature = None if compiled else specs(loaded, names)
+    signature = None if compiled else specs(loaded, names, shapes)
     return tf.function(infer, input_signature=signature, autograph=False, jit_compile=compiled or None)
 
 

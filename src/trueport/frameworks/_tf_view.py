@@ -171,8 +171,13 @@ def index_limits(frozen: Frozen) -> dict[str, int]:
 
 def _back(item: str, nodes: dict[str, Any]) -> Any:
     node = nodes.get(item.lstrip("^").split(":")[0])
-    while node is not None and node.op in _KEEPS_INDICES and node.input:
-        node = nodes.get(node.input[0].split(":")[0])
+    while node is not None and node.input:
+        if node.op in _KEEPS_INDICES:
+            node = nodes.get(node.input[0].split(":")[0])
+        elif node.op == "SelectV2":  # where(i < 0, i + size, i), as Keras 3 lets indices count from the end
+            node = nodes.get(node.input[2].split(":")[0])
+        else:
+            break
     return node
 
 

@@ -7,6 +7,7 @@ refuses, TensorFlow 1's takes the graph. Values inside are the tensors of the fr
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -128,7 +129,7 @@ def _from_function(loaded: Any, function: Any, key: str, producer: str) -> Saved
         names = list(specs)
     order_out = sorted(results)  # tf.nest flattens a dictionary by sorted keys, and so does the function
     frozen = graphs.freeze(function, names, order_out)
-    outputs = {name: results[name] for name in results}
+    outputs = {name: results[name] for name in sorted(results, key=_natural)}
 
     def call(inputs: Mapping[str, Any], _keep: Any = loaded) -> Mapping[str, Any]:
         given = function(*[inputs[name] for name in specs]) if positional else function(**inputs)
@@ -141,6 +142,11 @@ def _from_function(loaded: Any, function: Any, key: str, producer: str) -> Saved
     return Saved(
         frozen._replace(outputs={name: frozen.outputs[name] for name in outputs}), call, inputs, outputs, key, producer
     )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts output_2 before output_10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _argument_names(function: Any, count: int) -> list[str]:
