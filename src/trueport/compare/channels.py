@@ -24,7 +24,7 @@ FEWEST = 16
 MOST_SLICES = 4096
 """Axes longer than this are positions rather than channels, and are left to the largest single element."""
 
-SHARE_OF_TOTAL = 1e-2
+SHARE_OF_TOTAL = 1e-3
 """Part of the total floor that a slice's floor has at least, for slices whose few roundings happened to agree."""
 
 
