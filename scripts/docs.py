@@ -21,7 +21,9 @@ def render() -> str:
     for names, command in _commands(root, ("trueport",)):
         lines += [f"## `{' '.join(names)}`", "", (command.help or "").strip(), ""]
         lines += [f"    {' '.join(names)} {_usage(command)}", ""]
-        options = [param for param in command.params if param.param_type_name == "option" and "--help" not in param.opts]
+        options = [
+            param for param in command.params if param.param_type_name == "option" and "--help" not in param.opts
+        ]
         if options:
             lines += ["| option | default | |", "|---|---|---|"]
             lines += [_row(param) for param in options]
@@ -40,12 +42,11 @@ def _commands(command: Any, names: tuple[str, ...]) -> list[tuple[tuple[str, ...
 
 
 def _usage(command: Any) -> str:
-    words = [param.make_metavar(_context(command)) for param in command.params if param.param_type_name == "argument"]
+    arguments = [param for param in command.params if param.param_type_name == "argument"]
+    words = [
+        param.metavar or (param.name.upper() if param.required else f"[{param.name.upper()}]") for param in arguments
+    ]
     return " ".join([*words, "[OPTIONS]"])
-
-
-def _context(command: Any) -> Any:
-    return command.context_class(command, info_name=command.name)
 
 
 def _row(param: Any) -> str:

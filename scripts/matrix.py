@@ -100,9 +100,13 @@ def cell(bench: Workbench, model: str, label: str, route: Route, precision: str)
     failure, verification = attempt.failure, attempt.verification
     if failure is not None:
         at = attempt.hops[-1].hop.step.name
-        return Cell(model=model, step=label, route=route.name, outcome=str(failure.kind), reason=f"{at}: {failure.message}")
+        return Cell(
+            model=model, step=label, route=route.name, outcome=str(failure.kind), reason=f"{at}: {failure.message}"
+        )
     assert verification is not None
-    return Cell(model=model, step=label, route=route.name, outcome=str(verification.verdict), reason=verification.reason)
+    return Cell(
+        model=model, step=label, route=route.name, outcome=str(verification.verdict), reason=verification.reason
+    )
 
 
 def table(rows: Mapping[tuple[str, str], Cell], models: list[str], labels: list[str]) -> str:
@@ -120,7 +124,13 @@ def table(rows: Mapping[tuple[str, str], Cell], models: list[str], labels: list[
     for label in labels:
         found = [rows[(model, label)].outcome if (model, label) in rows else "" for model in models]
         lines.append(f"| `{label}` | " + " | ".join(found) + " |")
-    lines += ["", "## Reasons of everything that is not faithful", "", "| model | route | outcome | reason |", "|---|---|---|---|"]
+    lines += [
+        "",
+        "## Reasons of everything that is not faithful",
+        "",
+        "| model | route | outcome | reason |",
+        "|---|---|---|---|",
+    ]
     for one in rows.values():
         if one.outcome != "faithful":
             reason = one.reason.replace("|", "\\|").replace("\n", " ")

@@ -37,6 +37,7 @@ app = typer.Typer(
     help="Convert deep-learning models between frameworks, and prove that the port is true.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

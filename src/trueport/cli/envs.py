@@ -15,7 +15,9 @@ from trueport.envs import EnvStore, Variant, toolchains
 from trueport.errors import UsageError
 from trueport.outcome import Failure
 
-app = typer.Typer(help="List, build, check and remove the locked toolchain environments.", no_args_is_help=True)
+app = typer.Typer(
+    help="List, build, check and remove the locked toolchain environments.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Toolchains; all when absent.")]
 

@@ -20,7 +20,9 @@ from trueport.session import formats
 
 def routes(
     source: Annotated[str | None, typer.Argument(metavar="[SOURCE]", help="A model, or the name of a format.")] = None,
-    to: Annotated[str | None, typer.Option("--to", metavar="FORMAT")] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="FORMAT", help="The format to get to; every format when absent.")
+    ] = None,
     precision: Annotated[str, typer.Option(help="float32, float16, int8-dynamic or int8.")] = "float32",
 ) -> None:
     """List every conversion step, or the routes from SOURCE to a format, best first."""
