@@ -142,7 +142,7 @@ def test_a_hang_ends_at_the_time_limit_with_all_its_family(pool, tmp_path, fault
     took = time.monotonic() - started
     watcher.join()
     assert (outcome.kind, outcome.message) == (Kind.TIMED_OUT, "no answer within 2 s; the process was ended")
-    assert 2.0 <= took < 4.0
+    assert 2.0 <= took < 8.0, "soon after the limit, also on a busy machine"
     assert len(seen["pids"]) >= (6 if fault == "hang-with-family" else 2), "the worker, its guard and four descendants"
     assert not [pid for pid in seen["pids"] if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
     assert isinstance(run(pool, model(tmp_path, name="good")), Ok)
@@ -187,6 +187,34 @@ def test_a_crash_after_the_reply_keeps_the_result_and_replaces_the_worker(pool, 
     assert not first.alive
     assert isinstance(run(pool, model(tmp_path, name="good")), Ok)
     assert only_worker(pool) is not first
+
+
+def test_a_late_crash_is_not_blamed_on_the_next_job(pool, tmp_path):
+    assert isinstance(run(pool, model(tmp_path, name="guilty", faults={"run": ["crash-after:0.5"]})), Ok)
+    first = only_worker(pool)
+    outcome = run(pool, model(tmp_path, name="innocent", faults={"run": ["slow:1.2"]}))
+    assert not first.alive
+    assert isinstance(outcome, Ok)
+    assert only_worker(pool) is not first
+
+
+def test_a_crash_in_a_used_worker_is_confirmed_by_a_fresh_one(pool, tmp_path):
+    module = helper(
+        tmp_path,
+        """
+        import os
+        def crash(log):
+            with open(log, "a") as file:
+                file.write("x")
+            os.abort()
+        """,
+    )
+    for stage, times in ((Stage.RUN, 2), (Stage.CONVERT, 1)):
+        log = tmp_path / f"{stage}.log"
+        assert isinstance(run(pool, model(tmp_path)), Ok)
+        outcome = pool.call(PYTHON, "helper", "crash", {"log": str(log)}, **{**module, "stage": stage})
+        assert outcome.kind == Kind.CRASHED
+        assert len(log.read_text()) == times, "a conversion is not repeated: it may have left half of its output"
 
 
 def test_a_worker_that_dies_while_it_takes_up_a_job_is_replaced(pool, tmp_path, monkeypatch):

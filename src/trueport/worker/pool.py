@@ -20,7 +20,7 @@ from typing import Any, Self
 from trueport.errors import InternalError, UsageError
 from trueport.outcome import Failure, Kind, Outcome, Stage
 from trueport.worker import wire
-from trueport.worker.process import Job, NotAcceptedError, Reply, Worker
+from trueport.worker.process import RESULTS, Job, NotAcceptedError, Reply, Worker
 
 __all__ = ["DEFAULT_TIMEOUT", "Pool", "Reply", "environment"]
 
@@ -122,9 +122,14 @@ class Pool:
                 shutil.rmtree(folder / "arguments", ignore_errors=True)
 
     def _run(self, python: Path, job: Job) -> Outcome[Reply]:
-        """Give the job to a worker; one that had died while idle is replaced, which the caller does not notice."""
+        """Give the job to a worker; one that had died while idle is replaced, which the caller does not notice.
+
+        A worker that crashes may have been damaged by an earlier job. So a crash in a used worker counts only when a
+        fresh one crashes too; except in a conversion, which may have left half of its output and is not repeated.
+        """
+        suspect = False
         while True:
-            worker = self._take(python)
+            worker = None if suspect else self._take(python)
             fresh = worker is None
             try:
                 worker = worker or self._start(python)
@@ -146,7 +151,12 @@ class Pool:
                 self._give_back(worker, healthy=healthy)
             if self._closed and isinstance(outcome, Failure):
                 raise InternalError("the worker pool was closed while a job ran")
-            return outcome
+            crashed = isinstance(outcome, Failure) and outcome.kind is Kind.CRASHED
+            if not crashed or worker.jobs <= 1 or job.stage is Stage.CONVERT:
+                return outcome
+            suspect = True
+            for path in job.results.iterdir():
+                path.unlink()
 
     def warm(self, python: Path) -> None:
         """Start a worker ahead of its first job. That it cannot be started is reported by that job."""
@@ -221,7 +231,7 @@ def _finish(workers: set[Worker], folder: Path | None, owner: int) -> None:
 
 
 def _encoded(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    (folder / "results").mkdir()
+    (folder / RESULTS).mkdir()
     (folder / "arguments").mkdir()
     try:
         encoded: dict[str, Any] = wire.encode(dict(arguments), wire.ArrayStore(str(folder / "arguments"), share=True))

@@ -29,6 +29,8 @@ from trueport.worker import wire
 
 PACKAGE = Path(__file__).resolve().parents[1]
 MARK = "TRUEPORT_WORKER"
+RESULTS = "results"
+"""Folder inside a job's folder that takes its arrays."""
 LOG_TAIL = 8000
 """Characters of a worker's output that a Failure keeps."""
 LOG_LIMIT = 2**28
@@ -81,6 +83,11 @@ class Job:
     timeout: float
     memory: float | None
     paths: Sequence[str]
+
+    @property
+    def results(self) -> Path:
+        """Where the worker writes the arrays of its reply."""
+        return self.folder / RESULTS
 
     def fail(self, kind: Kind, message: str, log: str) -> Failure:
         """Return the failure of this job."""
@@ -163,7 +170,7 @@ class Worker:
             "module": job.module,
             "function": job.function,
             "arguments": job.arguments,
-            "folder": str(job.folder / "results"),
+            "folder": str(job.results),
             "emit": job.emit,
             "memory": job.memory,
             "paths": list(job.paths),
@@ -228,7 +235,7 @@ class Worker:
                 raise ValueError("it does not answer this job")
             if "error" in message:
                 return self._refusal(message, job, log)
-            results = str(job.folder / "results")
+            results = str(job.results)
             reply = Reply(
                 value=wire.decode(message["value"], within=results),
                 emitted=dict(wire.decode(message["emitted"], within=results)),
