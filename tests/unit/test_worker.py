@@ -499,15 +499,18 @@ def test_an_interpreter_that_cannot_work_is_unavailable(pool, tmp_path):
 
 
 def test_an_interrupt_during_a_call_ends_the_worker(pool, tmp_path):
-    def interrupt():
-        time.sleep(0.7)
-        os.kill(os.getpid(), signal.SIGINT)
-
     hang = model(tmp_path, faults={"run": ["hang-with-family"]})
-    threading.Thread(target=interrupt).start()
     pool.warm(PYTHON)
     mark = only_worker(pool)._mark
+
+    def interrupt():
+        deadline = time.monotonic() + 20
+        while len(left({mark})) < 6 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
     with pytest.raises(KeyboardInterrupt):
+        threading.Thread(target=interrupt).start()
         run(pool, hang)
     assert not left({mark})
     assert not pool._workers
