@@ -509,8 +509,8 @@ def test_an_interrupt_during_a_call_ends_the_worker(pool, tmp_path):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
 
+    threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        threading.Thread(target=interrupt).start()
         run(pool, hang)
     assert not left({mark})
     assert not pool._workers
