@@ -29,20 +29,18 @@ _OPTIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
         lambda text: text.split(","),
         "names of inputs, separated by commas, whose layout stays as it is",
     ),
-    "batch_size": ("batch_size", int, "fix a dynamic batch size to this number"),
     "input_shape": (
         "overwrite_input_shape",
         lambda text: text.split(";"),
         "fix dynamic inputs: NAME:DIM,DIM,... separated by semicolons",
     ),
-    "quant_type": ("quant_type", str, "per-channel (default) or per-tensor weights of int8 models"),
+    "quant_type": (
+        "quant_type",
+        str,
+        "per-channel or per-tensor weights of int8 models (default: per-tensor for int8-dynamic, else per-channel)",
+    ),
     "simplify": ("not_use_onnxsim", lambda text: not _truth(text), "false: leave out the tool's onnxsim pass"),
     "unroll_rnn": ("enable_rnn_unroll", lambda text: _truth(text), "true: unroll recurrent operators"),
-    "group_convolution": (
-        "disable_group_convolution",
-        lambda text: not _truth(text),
-        "false: write grouped convolutions as several plain ones",
-    ),
 }
 """Our option -> (the tool's argument, how its text is read, help)."""
 _HELP = tuple((name, row[2]) for name, row in _OPTIONS.items())
@@ -74,10 +72,14 @@ STEPS = (
     ),
 )
 
-_FILES = {
+_FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "float32": ("float32", {}),
     "float16": ("float16", {}),
-    "int8-dynamic": ("dynamic_range_quant", {"output_dynamic_range_quantized_tflite": True}),
+    # per-channel, the tool's own default, puts the scales of a convolution on its input channels: LiteRT 2.3 refuses that
+    "int8-dynamic": (
+        "dynamic_range_quant",
+        {"output_dynamic_range_quantized_tflite": True, "quant_type": "per-tensor"},
+    ),
     "int8": ("integer_quant", {"output_integer_quantized_tflite": True}),
 }
 """Precision -> (what the tool's file name ends in, the arguments that ask for it)."""
@@ -95,13 +97,15 @@ def convert(step: str, source: str, out: str, options: Mapping[str, Any], contex
     model = _Source(source)
     with tempfile.TemporaryDirectory(prefix="onnx2tf-") as folder, _inside(folder):
         suffix, wanted = _FILES[precision]
-        arguments.update(wanted)
+        arguments = {**wanted, **arguments}
         if precision == "int8":
             arguments["custom_input_op_name_np_data_path"] = _calibration(model, context["calibration"], kept, folder)
         if step == "onnx2tf-savedmodel":
             arguments["flatbuffer_direct_output_saved_model"] = True
         results = _call_tool(source, folder, arguments)
         reply = _describe(model, _existing(results, "float32"), kept, context["example"])
+        if suffix != "float32":
+            reply = _with_names_of(reply, _existing(results, "float32"), _existing(results, suffix))
         if step == "onnx2tf-savedmodel":
             _move_saved_model(results, out)
         else:
@@ -144,7 +148,7 @@ def _inside(folder: str) -> Iterator[None]:
 
 
 def _call_tool(source: str, folder: str, arguments: Mapping[str, Any]) -> Path:
-    """Convert a copy of the model (with its external weights where it has any) and return the folder with the results."""
+    """Convert a copy of the model and return the folder with the results: the tool rewrites the file that it is given."""
     import onnx
 
     copy, results = Path(folder) / f"{_NAME}.onnx", Path(folder) / "results"
@@ -260,14 +264,15 @@ def _tool_name(name: str) -> str:
 
 
 class _Target:
-    """The float32 TFLite file that the tool always writes: names, shapes, and one run."""
+    """A TFLite file that the tool wrote: names, shapes, and one run. `usable` false: do not ask whether LiteRT can run it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, usable: bool = True) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
         self.interpreter = Interpreter(model_path=str(path))
         try:
-            self.interpreter.allocate_tensors()
+            if usable:
+                self.interpreter.allocate_tensors()
         except RuntimeError as error:
             if "custom op" not in str(error):
                 raise InvalidOutput(f"LiteRT refuses what onnx2tf wrote: {error}") from error
@@ -321,6 +326,23 @@ def _describe(model: _Source, path: Path, kept: Sequence[str], example: Arrays) 
     if doubtful:
         _settle(model, target, fed, outputs, doubtful, example, reply)
     return reply
+
+
+def _with_names_of(reply: ConvertReply, plain: Path, final: Path) -> ConvertReply:
+    """Put the names of the file that is handed out in place of the float32 file's, by position: quantising renames outputs."""
+    before, after = _Target(plain), _Target(final, usable=False)  # a newer LiteRT than this one's may run it
+    new: dict[str, str] = {}
+    for side, olds, news in (
+        ("inputs", before.inputs, after.inputs),
+        ("outputs", before.outputs, after.outputs),
+    ):
+        if len(olds) != len(news):
+            raise InvalidOutput(f"the quantised file has {len(news)} {side}, the float32 file {len(olds)}")
+        new.update({before.name(side, old): after.name(side, item) for old, item in zip(olds, news)})
+    original = {target: source for source, target in reply["names"].items()}
+    names = {original.get(old, old): item for old, item in new.items() if original.get(old, old) != item}
+    layout = {new.get(target, target): entry for target, entry in reply["layout"].items()}
+    return {"notes": reply["notes"], "layout": layout, "names": names}
 
 
 def _paired(wanted: Mapping[str, Any], target: _Target, side: str, reply: ConvertReply) -> dict[str, Any]:

@@ -182,11 +182,13 @@ class _Session:
         resolver, threads = _RESOLVERS[variant]
         content = model.content()
         self.model = model
+        self.variant = variant
         self.interpreter = litert.Interpreter(
             **({"model_path": model.path} if content is None else {"model_content": content}),
             num_threads=threads,
             experimental_op_resolver_type=litert.OpResolverType[resolver],
             experimental_preserve_all_tensors=keep_all,
+            experimental_disable_delegate_node_fusion=keep_all,
         )
         self.shapes = {index: model.tensors[index].shape for index in model.inputs}
         self.interpreter.allocate_tensors()
@@ -334,6 +336,7 @@ def _traceable(model: Model) -> list[int]:
 def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budget: int, trust: bool) -> dict[str, Any]:
     """Emit wanted values [R, *shape], from the builtin kernels without delegates, every tensor preserved.
 
+    Where those lack a kernel (convolutions with float16 weights), the default ones are used; "kernels" in the result says which.
     At most `budget` bytes of values are held at a time (one value at least). Values whose shape differs between runs
     cannot be stacked and are listed under "uneven" in the result.
     """
@@ -345,12 +348,12 @@ def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budge
         raise ValueError(f"{Path(path).name} has no value '{unknown[0]}'")
     rows = list(_rows(model, inputs))
     uneven: list[str] = []
-    session = _Session(model, "builtin", keep_all=True)
+    session = _tracing_session(model)
     for window in _windows(session, rows, [(name, index_of[name]) for name in dict.fromkeys(wanted)], budget):
         held: dict[str, list[np.ndarray]] = {name: [] for name, _ in window}
         for row in rows:
             if _carries_state(model):
-                session = _Session(model, "builtin", keep_all=True)
+                session = _tracing_session(model)
             _call(session, row)
             for name, index in window:
                 held[name].append(session.value(index))
@@ -360,7 +363,14 @@ def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budge
                 uneven.append(name)
             else:
                 emit(name, stacked)
-    return {"uneven": uneven}
+    return {"uneven": uneven, "kernels": session.variant}
+
+
+def _tracing_session(model: Model) -> _Session:
+    try:
+        return _Session(model, "builtin", keep_all=True)
+    except RuntimeError:
+        return _Session(model, "default", keep_all=True)
 
 
 def _call(session: _Session, row: dict[int, np.ndarray]) -> None:
