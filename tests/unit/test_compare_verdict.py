@@ -230,6 +230,18 @@ def test_without_a_simulation_rounding_cannot_be_told_from_a_fault():
 def test_inputs_on_which_the_precision_alone_drowns_the_signal_prove_nothing():
     assert int8(0.8, floor_amount=0.8).run().verdict is I
     assert "representative inputs" in int8(0.8, floor_amount=0.8).run().reason
+    wrong = int8(50.0, floor_amount=0.8).run()
+    assert wrong.verdict is I
+    assert "times the noise floor" in " ".join(wrong.notes)
+
+
+def test_a_case_that_the_precision_drowns_does_not_hide_a_fault_on_other_data():
+    runs = {"data": {"y": X}, "dull": {"y": (1 + X * 1e-6).astype(np.float32)}}
+    extra = FloorRun(how="simulated int8", runs={"data": {"y": noisy(X, 0.1, 3)}, "dull": {"y": runs["dull"]["y"] + X[::-1] * np.float32(0.1)}})  # fmt: skip
+    trial = one(X, X).but(source=runs, kinds={"data": "data", "dull": "data"}, declared="int8", floors=(extra,))
+    fine = {"data": {"y": noisy(X, 0.1, 5)}, "dull": {"y": runs["dull"]["y"] + np.float32(5)}}
+    assert trial.but(target=fine).run().verdict is F
+    assert trial.but(target=dict(fine, data={"y": noisy(X, 0.45, 5)})).run().verdict is D
 
 
 def test_a_probe_counts_in_full_precision_and_is_a_note_below_it():

@@ -31,8 +31,9 @@ def check_values(judged: Judged, evidence: Evidence, case: str, result: CaseResu
     judged.findings += [finding for finding, _ in restless]
     found = list(_nonfinite(judged, case, result))
     for finding in _beyond(judged.pair, evidence, case, result):
-        if any(explains for _, explains in restless):
-            judged.notes.append(finding.text)  # a model's own restlessness is no fault of the conversion
+        # A model's own restlessness is no fault of the conversion, and a drowned signal no evidence of one.
+        if any(explains for _, explains in restless) or (evidence.reduced and result.swamped):
+            judged.notes.append(finding.text)
         else:
             found.append(finding)
     for finding in found:
@@ -56,7 +57,7 @@ def check_values(judged: Judged, evidence: Evidence, case: str, result: CaseResu
 
 
 def _check_swamped(judged: Judged, evidence: Evidence, case: str, result: CaseResult) -> None:
-    """Where the declared precision alone drowns the signal, agreement within the floor proves nothing."""
+    """Where the declared precision alone drowns the signal, neither agreement nor deviation proves anything."""
     text = (
         f"output '{judged.pair.source}' in case '{case}': rounding to {evidence.declared} alone moves the source by "
         f"{_part(result.floor.rms, result)}, so these inputs cannot show whether the target is right"
