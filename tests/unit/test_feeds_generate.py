@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from trueport.artifact import Signature, TensorSpec
 from trueport.errors import UsageError
-from trueport.feeds import generate
+from trueport.feeds import fields, generate
 from trueport.feeds.dims import batch_axes, channel_axis, resolve
 
 
@@ -110,6 +110,36 @@ def test_pictures_are_smooth_not_white_noise():
         steps = np.diff(values, axis=-1)
         assert (steps**2).mean() < 0.5 * values.var()
         assert (steps != 0).all(), "there is a little noise everywhere"
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch", "channel", "smooth"),
+    [
+        ((1, 3, 32, 32), 0, 1, (2, 3)),
+        ((1, 32, 32, 3), 0, 3, (1, 2)),
+        ((1, 16, 32, 32), 0, None, (2, 3)),
+        ((1, 32, 32, 16), 0, None, (1, 2)),
+        ((1, 40, 12), 0, None, (1, 2)),
+        ((1, 512), 0, None, (1,)),
+        ((1, 4, 7), 0, None, ()),
+        ((2, 1, 128), 1, None, (2,)),
+        ((1, 3, 16, 32, 32), 0, None, (2, 3, 4)),
+    ],
+)
+def test_smooth_axes(shape, batch, channel, smooth):
+    assert fields.smooth_axes(shape, batch, channel) == smooth
+
+
+def test_vectors_do_not_come_at_the_scale_of_pixels():
+    for shape in ((1, 7), (1, 40, 12), (1, 3)):
+        names = [one.name for one in generate(signature(spec("v", "float32", shape)), seed=0).of_kind("data")]
+        assert names == ["data", "data-unit"]
+
+
+def test_one_run_and_one_batch_size_are_enough_to_ask_for():
+    feeds = generate(IMAGE, seed=0, runs=1, batch=1)
+    assert case(feeds, "data").runs == 1
+    assert not feeds.of_kind("batch")
 
 
 def test_channels_are_not_copies_of_each_other():
@@ -263,6 +293,9 @@ def test_refusals(model, options, says):
         (("N", None, None), (1, 24, 16)),
         (("N", 80, None), (1, 80, 24)),
         (("seq", "batch", 8), (24, 1, 8)),
+        ((None, None, None, None, None), (1, 3, 16, 16, 16)),
+        (("N", None, 12), (1, 24, 12)),
+        (("points", 3), (24, 3)),
         ((None, None), (1, 24)),
         ((None,), (24,)),
         ((), ()),
@@ -300,6 +333,12 @@ def test_batch_axes_of_recurrent_and_sequence_first_models():
         ((1, 1, 28, 28), 1),
         ((1, 64, 8, 8), None),
         ((1, 10), None),
+        ((1, 40, 12), None),
+        ((1, 1, 257), None),
+        ((1, 512, 1), None),
+        ((3, 8, 8), 0),
+        ((1, 3, 4, 4), 1),
+        ((1, 8, 8, 1), 3),
     ],
 )
 def test_channel_axis(shape, axis):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -240,3 +241,18 @@ def test_impossible_sizes_leave_no_case():
     other = restrict(generate(model(("N", "s")), seed=0), model(("N", "s")), model(("N", 7)))
     assert other.cases == ()
     assert "left out" in " ".join(other.notes)
+
+
+def test_labels_go_with_samples_that_are_left_out_and_stay_otherwise():
+    source, wide = model(("N", "s")), np.zeros((2, 3, 5), np.float32)
+    cases = [
+        Case(name="data", kind="data", inputs={"x": wide}),
+        Case(name="more", kind="data", inputs={"x": wide[..., :2]}),
+    ]
+    feeds = Feeds.of(cases, origin="", count=12, labels=np.arange(12))
+    common = restrict(feeds, source, model((3, 5)))
+    assert [case.name for case in common.cases] == ["data"]
+    assert common.labels is None
+    assert "labels were dropped" in " ".join(common.notes)
+    kept = restrict(replace(feeds, cases=tuple(cases[:1]), labels=np.arange(6)), source, model((3, 5)))
+    assert kept.labels.tolist() == list(range(6))

@@ -124,6 +124,8 @@ BAD = {
     "NaN": (ONE, {"x": np.array([[1, 2, 3], [1, np.nan, 3]], np.float32)}, r"NaN at \[1, 1\]"),
     "id too large": (TWO, {"x": f32(4, 3), "ids": np.full((4, 2), 10)}, "integers from 0 to 9, the data hold 10"),
     "id negative": (TWO, {"x": f32(4, 3), "ids": np.full((4, 2), -1)}, "the data hold -1"),
+    "one id negative": (TWO, {"x": f32(2, 3), "ids": np.array([[5, 5], [-2, 5]])}, "the data hold -2"),
+    "one id too large": (TWO, {"x": f32(2, 3), "ids": np.array([[5, 5], [12, 0]])}, "the data hold 12"),
     "does not fit int8": (model(spec("i", "int8")), {"i": np.full((4, 3), 300)}, "from -128 to 127"),
     "does not fit float16": (model(spec("h", "float16")), {"h": np.full((4, 3), 1e6)}, "does not fit float16"),
     "lengths differ": (
@@ -306,6 +308,10 @@ def test_csv_of_ids_and_with_header(tmp_path):
     feeds = load(path, TWO)
     assert samples(feeds, "ids").tolist() == [[1, 2], [3, 4]]
     assert samples(feeds, "x")[1].tolist() == [0.5, 0, 0]
+    path.write_text("k,x\n7,1 2 3\n8,4 5 6\n")
+    feeds = load(path, model(spec("x"), spec("k", "int64", ("N",))))
+    assert samples(feeds, "x").shape == (2, 3)
+    assert np.concatenate([case.inputs["k"].ravel() for case in feeds.of_kind("data")]).tolist() == [7, 8]
     path.write_text("text\nthe film was good\nbad\n")
     feeds = load(path, model(spec("text", "str", ("N",))))
     assert [str(text) for case in feeds.of_kind("data") for text in case.inputs["text"].ravel()] == [
@@ -358,6 +364,13 @@ def test_a_limit_is_spread_over_the_folder_with_its_labels(pictures):
     assert samples(feeds, "x")[:, 0, 0, 0].tolist() == [0, 3, 6, 9]
     assert feeds.labels.tolist() == [0, 0, 1, 1]
     assert spread(3, 10).tolist() == [0, 1, 2]
+
+
+def test_classes_are_the_sub_folders_in_sorted_order(pictures):
+    (pictures / ".cache").mkdir()
+    (pictures / "about.txt").write_text("not a class")
+    (pictures / "bird").mkdir()  # a class without a picture still has a number
+    assert load_labels(pictures).tolist() == [1] * 6 + [2] * 6
 
 
 def test_labels_csv_is_aligned_by_file_name(pictures):

@@ -38,6 +38,11 @@ def test_every_recipe_survives_json_and_inline_text(recipe):
     assert from_text(str(recipe)) == recipe
 
 
+def test_inline_text_tells_only_what_is_not_the_default():
+    assert str(Preprocess()) == ""
+    assert str(Preprocess(size=(2, 3), mean=(1.0, 2.0, 3.0))) == "size=2x3,mean=1.0/2.0/3.0"
+
+
 def test_plain_recipe_keeps_pixels():
     np.testing.assert_array_equal(Preprocess().apply(PICTURE), PIXELS.astype(np.float32))
     assert Preprocess().apply(PICTURE).dtype == np.float32
@@ -60,6 +65,7 @@ def test_plain_recipe_keeps_pixels():
         ("size=2x3,resize=nearest", PIXELS[1::2, 1::2]),
         ("size=4x4,crop=center", PIXELS[:, 1:5]),
         ("size=2x2,short_side=4,crop=centre", PIXELS[1:3, 2:4]),
+        ("size=4x4,short_side=4,crop=center", PIXELS[:, 1:5]),
     ],
 )
 def test_pixels(text, expected):

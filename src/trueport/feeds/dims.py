@@ -140,14 +140,17 @@ def resolve(
 
 
 def channel_axis(shape: tuple[Dim, ...]) -> int | None:
-    """Axis of the colour channels of an image batch [N, C, H, W] or [N, H, W, C] (or one image without N), else None."""
+    """Axis of the colour channels of an image batch [N, C, H, W] or [N, H, W, C] (or one image without N), else None.
+
+    A leading 1 of three axes is a batch ([1, time, features]), not one grey channel.
+    """
     if len(shape) not in (3, 4):
         return None
     front, back = len(shape) - 3, len(shape) - 1
-    for axis in (back, front):
-        if shape[axis] in (1, 3, 4) and shape[front + back - axis] not in (1, 3, 4):
-            return axis
-    return front if shape[front] in (1, 3, 4) else None
+    first, last = shape[front] in ((3, 4) if front == 0 else (1, 3, 4)), shape[back] in (1, 3, 4)
+    if last and (not first) and not (front == 0 and shape[0] == 1):
+        return back
+    return front if first else None
 
 
 def _convention(spec: TensorSpec, axis: int, *, length: int, image: int) -> int:

@@ -78,10 +78,11 @@ def prefix(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def smooth_axes(shape: tuple[int, ...], batch: int | None, channel: int | None) -> tuple[int, ...]:
-    """Axes along which neighbours resemble each other: all but batch and channel, where there is room for it."""
-    axes = [axis for axis in range(len(shape)) if axis not in (batch, channel) and shape[axis] >= 8]
-    if (
-        len(axes) > 1 and channel is None and len(shape) - (batch is not None) == 3
-    ):  # [C, H, W] features without colours
-        axes.remove(min(axes, key=lambda axis: (shape[axis], -axis))) if len(axes) == 3 else None
-    return tuple(axes)
+    """Axes along which neighbours resemble each other: all but batch and channel, where there is room for it.
+
+    Of three axes without a colour axis ([C, H, W] or [H, W, C] features) the shortest counts as the channels.
+    """
+    axes = [axis for axis in range(len(shape)) if axis != batch]
+    if channel is None and len(axes) == 3:
+        channel = min(axes, key=lambda axis: shape[axis])
+    return tuple(axis for axis in axes if axis != channel and shape[axis] >= 8)
