@@ -442,7 +442,11 @@ def wait_for(condition, what):
 def gated(tmp_path):
     """Return a toolchain whose health check waits for a file, and that file."""
     gate = tmp_path / "gate"
-    code = f"import tiny, time, pathlib\nwhile not pathlib.Path({str(gate)!r}).exists(): time.sleep(0.02)"
+    # it gives up by itself, so that a failing test leaves nothing running
+    code = (
+        "import tiny, time, pathlib\nlimit = time.monotonic() + 40\n"
+        f"while not pathlib.Path({str(gate)!r}).exists() and time.monotonic() < limit: time.sleep(0.02)"
+    )
     return wheelhouse.toolchain(health=code), gate
 
 
