@@ -156,11 +156,14 @@ def test_dynamic_batch_stays_dynamic(bench, pool, env):
 
 
 @pytest.mark.parametrize(
-    ("precision", "largest"),
+    ("name", "precision", "largest"),
     # shares of the largest output: float16 has 11 bits of mantissa; int8 has 8 bits for weights, then also for activations
-    [("float16", 0.002), ("int8-dynamic", 0.03), ("int8", 0.08)],
+    [
+        ("depthwise", "float16", 0.002),
+        ("two_in_two_out", "int8-dynamic", 0.03),
+        ("square", "int8", 0.05),
+    ],
 )
-@pytest.mark.parametrize("name", ["depthwise", "two_in_two_out"])
 def test_declared_precisions(bench, pool, env, name, precision, largest):
     _, expected, given = bench.ported(name, precision=precision)
     for key, array in expected.items():
@@ -170,6 +173,20 @@ def test_declared_precisions(bench, pool, env, name, precision, largest):
     arguments = {"path": str(out), "trust": False}
     signature = pool.call(env("litert"), "trueport.frameworks.tflite", "signature", arguments, stage=Stage.LOAD)
     assert signature.value.value["meta"]["precision"] == precision
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "precision", "output"),
+    [
+        ("two_in_two_out", "int8", "scores"),  # a convolution gets the narrow range of the mean over it, and is clipped
+        ("depthwise", "int8-dynamic", "y"),  # per-tensor depthwise weights, which the hybrid kernel does not read
+    ],
+)
+def test_silent_quantisation_faults_of_the_tool_stay_visible(bench, name, precision, output):
+    """Seen with onnx2tf 2.6.9: far beyond any quantisation noise, without a message. Say so in the step's note while it lasts."""
+    _, expected, given = bench.ported(name, precision=precision)
+    assert np.abs(given[output] - expected[output]).max() > 0.3 * np.abs(expected[output]).max()
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ STEPS = (
         precisions=("float32", "float16", "int8-dynamic", "int8"),
         options=_HELP,
         max_opset=25,
-        note=_CHANNELS_LAST,
+        note=f"{_CHANNELS_LAST}; its int8 models are often wrong without a message (pooled and depthwise layers)",
     ),
     Step(
         name="onnx2tf-savedmodel",
