@@ -589,9 +589,12 @@ def cifar(corpus, count):
 
 
 @pytest.mark.parametrize(
-    ("factory", "weights"), [("resnet20", "resnet20-12fca82f.th"), ("resnet32", "resnet32-d509ac18.th")]
+    ("factory", "weights", "least"),
+    # 91.8 % and 92.8 % on the lossless test set; the corpus has JPEG copies, on which every CIFAR model loses about ten
+    # points (the manifest's ResNet-8 too). Zeros padded on one side only would give 15 % and 6 %, BGR 70 % and 74 %.
+    [("resnet20", "resnet20-12fca82f.th", 0.79), ("resnet32", "resnet32-d509ac18.th", 0.83)],
 )
-def test_real_cifar_weights_classify_real_images(torch, corpus, tmp_path, factory, weights):
+def test_real_cifar_weights_classify_real_images(torch, corpus, tmp_path, factory, weights, least):
     images, labels = cifar(corpus, 500)
     example = [] if factory == "resnet20" else [images[:1]]
     signature = materialise(
@@ -601,7 +604,7 @@ def test_real_cifar_weights_classify_real_images(torch, corpus, tmp_path, factor
     (logits,) = torch.run(signature["meta"]["path"], {"image": images[None]}).values()
     accuracy = float(np.mean(np.argmax(logits[0], axis=1) == labels))
     assert len(labels) == 500
-    assert accuracy > 0.88, accuracy
+    assert accuracy > least, accuracy
 
 
 def test_real_torchscript_with_state(torch, corpus):

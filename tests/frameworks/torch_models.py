@@ -322,6 +322,7 @@ _ODD = {
         lambda: (torch.randn(1, 1, 4, 4),),
         False,
     ),
+    "bessel": (lambda: Apply(torch.special.bessel_j0), lambda: (torch.randn(4),), False),
     "logsigmoid": (lambda: Apply(F.logsigmoid), lambda: (torch.randn(4),), False),
     "masked": (MaskedAttention, lambda: tuple(torch.randn(1, 1, 3, 4) for _ in range(3)), False),
     "nearest": (

@@ -21,7 +21,7 @@ STEPS: tuple[Step, ...] = (
         tool="onnx2torch",
         rank=40,
         max_opset=17,
-        note="opset 17 at most; of the open axes only a batch axis shared by all inputs stays open",
+        note="opset 17 at most; its Slice cannot be exported; of the open axes only a batch axis shared by all inputs stays open",
     ),
 )
 

@@ -121,6 +121,7 @@ def _dynamo(source: str, out: str, options: Mapping[str, Any], context: ConvertC
 
 def _torchscript(source: str, out: str, options: Mapping[str, Any], context: ConvertContext) -> ConvertReply:
     module, args, kwargs = open_program(source, context)
+    _show_sizes_to_tracer(module)
     axes = {
         spec["name"]: {axis: size for axis, size in enumerate(spec["shape"] or []) if isinstance(size, str)}
         for part in (context["signature"]["inputs"], context["signature"]["outputs"])
@@ -184,6 +185,7 @@ def _jit(source: str, out: str, options: Mapping[str, Any], context: ConvertCont
     import torch
 
     module, args, kwargs = open_program(source, context)
+    _show_sizes_to_tracer(module)
     with torch.no_grad():
         if kwargs:
             traced = torch.jit.trace(
@@ -219,12 +221,36 @@ def open_program(source: str, context: ConvertContext) -> tuple[Any, tuple[Any, 
             flat.append(tensor_of(np.asarray(context["example"][known["name"]]), known["dtype"]))
     args, kwargs = pytree.tree_unflatten(flat, exported.call_spec.in_spec)
     module = exported.module(check_guards=False)
+    # Its check of input sizes cannot be traced; the sizes are the example's, which the signature has been checked with.
+    module._forward_pre_hooks.clear()
     # Tracers call train(False), which a program refuses; what it does in training was decided when it was exported.
     module.train = lambda mode=True: module
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-    assert isinstance(module, torch.nn.Module)
+    assert isinstance(module, torch.fx.GraphModule)
     return module, args, kwargs
+
+
+def _show_sizes_to_tracer(graph_module: Any) -> None:
+    """Rewrite the operators that read or take open sizes into the calls that a tracer follows; others would be baked in."""
+    import torch
+
+    def size(tensor: Any, axis: int) -> Any:
+        return tensor.size(axis)
+
+    for node in graph_module.graph.nodes:
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        name = node.target._opname
+        if name == "sym_size":
+            node.target = size
+        elif any(isinstance(one.meta.get("val"), torch.SymInt) for one in node.all_input_nodes):
+            takes_tensor = node.target._schema.arguments[0].name == "self"
+            if takes_tensor and hasattr(torch.Tensor, name):
+                node.op, node.target = "call_method", name
+            elif not takes_tensor and hasattr(torch, name):
+                node.target = getattr(torch, name)
+    graph_module.recompile()
 
 
 def _mapped(error: BaseException) -> BaseException:
