@@ -50,6 +50,7 @@ def convert(
     inputs: str | Path | Mapping[str, np.ndarray] | Feeds | None = None,
     labels: str | Path | None = None,
     preprocess: str | None = None,
+    limit: int | None = None,
     example_inputs: Any = None,
     checkpoint: str | Path | None = None,
     source_format: str | None = None,
@@ -70,6 +71,7 @@ def convert(
         to: target format, such as "onnx" or "tflite".
         out: where the result goes; by default the source's name with the target's suffix, in the current folder.
         inputs: .npz, .npy, image folder, .csv, .jsonl, arrays by input name, or None for generated inputs.
+        limit: take so many samples of `inputs` (an image folder is sampled evenly, so that every class appears).
         precision: what the result shall be: "float32", "float16", "int8-dynamic" or "int8".
         check: False converts without verifying.
 
@@ -85,7 +87,7 @@ def convert(
         given_inputs = inputs if isinstance(inputs, Mapping) else None
         model = open_model(active, source, source_format, checkpoint, example_inputs or given_inputs or inputs)
         chosen = parsed_routes(model, to, route=route, options=options, precision=precision)
-        given = open_feeds(active, model, inputs, labels=labels, preprocess=preprocess)
+        given = open_feeds(active, model, inputs, labels=labels, preprocess=preprocess, limit=limit)
         target = Path(out) if out is not None else default_output(source, model, to)
         return conversion.convert(
             active, model, chosen, given, out=target, precision=precision, check=check, task=task, max_routes=max_routes
@@ -99,6 +101,7 @@ def verify(
     inputs: str | Path | Mapping[str, np.ndarray] | Feeds | None = None,
     labels: str | Path | None = None,
     preprocess: str | None = None,
+    limit: int | None = None,
     example_inputs: Any = None,
     checkpoint: str | Path | None = None,
     source_format: str | None = None,
@@ -114,7 +117,7 @@ def verify(
         example = example_inputs if example_inputs is not None else inputs
         model = open_model(active, source, source_format, checkpoint, example)
         twin = open_model(active, target, target_format, None, example)
-        given = open_feeds(active, model, inputs, labels=labels, preprocess=preprocess)
+        given = open_feeds(active, model, inputs, labels=labels, preprocess=preprocess, limit=limit)
         loaded = verification.reference(active, model)
         if isinstance(loaded, Failure):
             raise UsageError(f"{model.path.name} cannot be loaded ({loaded.kind}): {loaded.message}")
@@ -165,8 +168,9 @@ def open_model(
         made_by = {} if session.settings.python is None else {"python": str(session.settings.python)}
         return Artifact.open(path, format=format, made_by=made_by)
     folder = session.pool.fresh_folder("live")
-    path, found, versions = live.save_live(model, example, folder)
-    return Artifact.open(Path(path), format=found, made_by={"versions": dict(versions)})
+    notes: list[str] = []
+    path, found, versions = live.save_live(model, example, folder, note=notes.append)
+    return Artifact.open(Path(path), format=found, made_by={"versions": dict(versions), "notes": notes})
 
 
 def _refuse_checkpoint(path: Path) -> None:
@@ -232,6 +236,7 @@ def open_feeds(
     *,
     labels: str | Path | None = None,
     preprocess: str | None = None,
+    limit: int | None = None,
 ) -> Feeds:
     """Read or generate the inputs, in the source's layout."""
     if isinstance(inputs, Feeds):
@@ -250,6 +255,7 @@ def open_feeds(
             Path(inputs),
             signature.value,
             preprocess=preprocess,
+            limit=limit,
             labels=None if labels is None else Path(labels),
         ),
         seed=session.settings.seed,

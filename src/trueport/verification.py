@@ -144,6 +144,9 @@ def verify(
         reason = f"the inputs cannot be matched: {'; '.join(mapping.problems)}"
         return _incomparable(source, target, given, declared, reason, rerun)
     common = feeds.restrict(given, source.signature, signature, mapping=mapping)
+    if not common.cases:
+        reason = f"source and target take no common input shape: {'; '.join(common.notes[-1:])}"
+        return _incomparable(source, target, common, declared, reason, rerun)
     measured = source.measure(common, declared)
     if isinstance(measured, Failure):
         reason = f"the source does not run on these inputs ({measured.kind}): {measured.message}"
@@ -181,7 +184,7 @@ def verify(
         versions=versions(measured.value.runs, ran.value),
         timings=timings,
         rerun=tuple(rerun) or rerun_command(source.artifact, target, common),
-        notes=(*common.notes, *mapping.notes, *measured.value.notes),
+        notes=(*source.artifact.made_by.get("notes", ()), *common.notes, *mapping.notes, *measured.value.notes),
     )
 
 
@@ -249,6 +252,7 @@ def describe(given: Feeds) -> dict[str, Any]:
 
 
 def rerun_command(source: Artifact, target: Artifact, given: Feeds) -> tuple[str, ...]:
+    """Return the command line that repeats a verification."""
     command = ["trueport", "verify", str(source.path), str(target.path), "--seed", str(given.seed)]
     if not given.origin.startswith("generated"):
         command += ["--inputs", given.origin]

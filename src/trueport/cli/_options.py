@@ -29,6 +29,7 @@ Preprocess = Annotated[
         help="How images become inputs: a .json/.toml file, or size=224x224,scale=1/255,mean=…,std=…,layout=NCHW.",
     ),
 ]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Take so many samples of --inputs.")]
 Task = Annotated[str, typer.Option(help="classification, regression, detection, segmentation, tokens or auto.")]
 Seed = Annotated[int, typer.Option(help="Seed of generated inputs.")]
 Json = Annotated[

@@ -24,6 +24,7 @@ def convert(
     inputs: options.Inputs = None,
     labels: options.Labels = None,
     preprocess: options.Preprocess = None,
+    limit: options.Limit = None,
     task: options.Task = "auto",
     precision: Annotated[str, typer.Option(help="float32, float16, int8-dynamic or int8.")] = "float32",
     route: Annotated[
@@ -71,6 +72,7 @@ def convert(
             inputs=inputs,
             labels=labels,
             preprocess=preprocess,
+            limit=limit,
             checkpoint=checkpoint,
             source_format=source_format,
             route=route,

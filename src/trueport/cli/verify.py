@@ -18,6 +18,7 @@ def verify(
     inputs: options.Inputs = None,
     labels: options.Labels = None,
     preprocess: options.Preprocess = None,
+    limit: options.Limit = None,
     task: options.Task = "auto",
     precision: Annotated[
         str | None,
@@ -51,6 +52,7 @@ def verify(
             inputs=inputs,
             labels=labels,
             preprocess=preprocess,
+            limit=limit,
             checkpoint=checkpoint,
             source_format=source_format,
             target_format=target_format,
