@@ -184,6 +184,16 @@ def test_big_memory_mapped_arrays_are_read_in_blocks(tmp_path):
     assert peak < 40 * 2**20 < 2 * a.nbytes
 
 
+def test_releasing_pages_loses_nothing(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(values.RELEASED, dtype=np.uint8))
+    read = np.load(tmp_path / "a.npy", mmap_mode="r")
+    edited = np.load(tmp_path / "a.npy", mmap_mode="c")
+    edited[5] = 99
+    values.release(read, read[3:], read.reshape(2, -1).T, edited, np.zeros(3))
+    assert read[5] == 5
+    assert edited[5] == 99
+
+
 def test_normalise_stacks_only_equal_runs():
     stacked = values.normalise([np.zeros((2, 3)), np.ones((2, 3))])
     assert isinstance(stacked, np.ndarray)

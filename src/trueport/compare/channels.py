@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trueport.compare.floor import Floor
-from trueport.compare.values import Value, blocks, first_runs
+from trueport.compare.values import RELEASE_EVERY, Value, blocks, first_runs, release
 
 SLICE_BOUND = 40.0
 """Four times the bound of the totals: a floor from four runs and a few ways is a small sample of one slice's noise."""
@@ -84,12 +84,14 @@ def _profiles(source: np.ndarray, target: np.ndarray | None, axes: Sequence[int]
     Elements that are not finite on both sides count as 0: they are judged on their own.
     """
     sums = {axis: np.zeros(source.shape[axis]) for axis in axes}
-    for block in blocks(source.shape):
+    for number, block in enumerate(blocks(source.shape), start=1):
         with np.errstate(all="ignore"):
             error = np.asarray(source[block], dtype=np.float64)
             if target is not None:
                 error = error - np.asarray(target[block], dtype=np.float64)
             square = np.where(np.isfinite(error), error, 0.0) ** 2
+        if number % RELEASE_EVERY == 0:
+            release(source, *([] if target is None else [target]))
         for axis, total in sums.items():
             lead = len(block)
             index = block[axis] if axis < lead else slice(None)
@@ -98,4 +100,5 @@ def _profiles(source: np.ndarray, target: np.ndarray | None, axes: Sequence[int]
                 continue
             kept = axis - sum(isinstance(item, int) for item in block)
             total[index] += square.sum(axis=tuple(other for other in range(square.ndim) if other != kept))
+    release(source, *([] if target is None else [target]))
     return {axis: np.sqrt(total / (source.size // source.shape[axis])) for axis, total in sums.items()}

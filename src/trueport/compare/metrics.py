@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trueport.compare.values import CHUNK, FLOAT_KINDS, Value, blocks, parts, place
+from trueport.compare.values import CHUNK, FLOAT_KINDS, RELEASE_EVERY, Value, blocks, parts, place, release
 
 EXACT_ULPS = 256
 """Distances below this have a bin each in the histogram of distances."""
@@ -150,9 +150,12 @@ def difference(source: Value, target: Value) -> Difference:
     for first, (left, right) in parts(source, target):
         if left.shape != right.shape:
             raise ValueError(f"shapes differ: {left.shape} and {right.shape}")
-        for block in blocks(left.shape):
+        for number, block in enumerate(blocks(left.shape), start=1):
             found = _block_difference(np.asarray(left[block]), np.asarray(right[block]))
             total += _placed(found, block, left.shape, first)
+            if number % RELEASE_EVERY == 0:
+                release(left, right)
+        release(left, right)
     return total
 
 
@@ -257,8 +260,10 @@ def spread(value: Value, *, batch: bool) -> Spread:
     exact = value.dtype.kind not in "biufc"
     dev = rms = peak = 0.0
     finite, constant = 0, True
-    for block in blocks(value.shape[lead:], max(1, CHUNK // max(samples, 1))):
+    for number, block in enumerate(blocks(value.shape[lead:], max(1, CHUNK // max(samples, 1)))):
         raw = np.asarray(value[(slice(None),) * lead + block]).reshape(samples, -1)
+        if number % RELEASE_EVERY == 0:
+            release(value)
         with np.errstate(all="ignore"):
             constant = constant and bool(np.all((raw == raw[:1]) | ((raw != raw) & (raw[:1] != raw[:1]))))
             if exact or not raw.size:
@@ -274,6 +279,7 @@ def spread(value: Value, *, batch: bool) -> Spread:
             rms = math.hypot(rms, _norm(size.ravel()))
             peak = max(peak, float(size.max()))
             finite += int(good.sum())
+    release(value)
     root = math.sqrt(finite) if finite else 1.0
     return Spread(dev=0.0 if constant else dev / root, rms=rms / root, peak=peak, samples=samples, constant=constant)
 

@@ -6,6 +6,7 @@ Arrays may be memory-mapped and larger than memory; nothing here reads more than
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,6 +15,12 @@ from trueport.artifact import Signature
 
 Value = np.ndarray | Sequence[np.ndarray]
 """Array `[R, *shape]`, or R arrays of different shapes."""
+
+RELEASED = 16 << 20
+"""Bytes from which a memory map is given back after it was read."""
+
+RELEASE_EVERY = 48
+"""Blocks after which that is done: 48 MiB of float32 per array. Every block would spend the time on page faults."""
 
 CHUNK = 1 << 18
 """Elements read at a time: 2 MiB as float64, so that a dozen temporaries stay far below the parent's 300 MiB."""
@@ -111,6 +118,21 @@ def blocks(shape: Sequence[int], limit: int = CHUNK) -> Iterator[tuple[int | sli
     for outer in np.ndindex(*shape[:axis]):
         for start in range(0, shape[axis], step):
             yield (*outer, slice(start, min(start + step, shape[axis])))
+
+
+def release(*arrays: np.ndarray) -> None:
+    """Give pages of large read-only memory maps back to the system, so that reading all does not mean holding all.
+
+    They stay in the file cache. Copy-on-write maps are left alone: they would lose what was written.
+    """
+    for array in arrays:
+        base: object = array
+        while isinstance(base, np.ndarray):
+            if isinstance(base, np.memmap) and (base.mode != "r" or base.nbytes < RELEASED):
+                break
+            base = base.base
+        if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            base.madvise(mmap.MADV_DONTNEED)
 
 
 def place(block: tuple[int | slice, ...], shape: Sequence[int], flat: int) -> tuple[int, ...]:
