@@ -376,6 +376,10 @@ def test_corpus_model_with_code_needs_trust(tf_keras, corpus):
     path = corpus / "models" / "slim_portrait" / "slim_reshape.h5"
     with pytest.raises(UntrustedError, match="Lambda layer 'lambda'"):
         tf_keras.signature("keras", path)
+    outcome = tf_keras.outcome("trueport.frameworks.keras", "signature", path=str(path), trust=True)
+    assert isinstance(outcome, Failure)  # bytecode of Python 3.6; it also calls a function that the file does not hold
+    assert outcome.kind == Kind.UNSUPPORTED
+    assert "another Python version" in outcome.message
 
 
 # Looking inside

@@ -60,7 +60,7 @@ def _call_once(loaded: Any, context: ConvertContext) -> None:
     from trueport.frameworks import _keras_model as models
 
     flat = []
-    for (name, tensor), spec in zip(loaded.inputs.items(), models.specs(loaded, list(loaded.inputs))):
+    for name, spec in zip(loaded.inputs, models.specs(loaded, list(loaded.inputs))):
         example = context["example"].get(name)
         if example is None:
             example = np.zeros([1 if size is None else size for size in spec.shape], spec.dtype.as_numpy_dtype)

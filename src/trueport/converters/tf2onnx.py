@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from trueport.frameworks._base import ConvertContext, ConvertReply, InvalidOutput, Step
 
@@ -82,7 +82,7 @@ def frozen_source(
     *,
     saved_model: bool,
     trust: bool,
-    shapes: Optional[Mapping[str, Sequence[Any]]] = None,
+    shapes: Mapping[str, Sequence[Any]] | None = None,
     unroll: bool = False,
 ) -> Any:
     """Freeze a SavedModel or a Keras file into one graph with named inputs and outputs.
@@ -172,7 +172,7 @@ def _match(wanted: Sequence[str], known: Mapping[str, str], present: Sequence[st
     return found
 
 
-class errors_of:  # noqa: N801 -- a context manager reads as a word
+class errors_of:
     """Collect what a logger says at level ERROR: tf2onnx logs failures that it then passes over."""
 
     def __init__(self, name: str) -> None:

@@ -160,23 +160,23 @@ def save_frozen(
     graph = tf.Graph()
     with graph.as_default():
         tf.graph_util.import_graph_def(frozen.graph_def, name="")
-    specs = [
-        tf.TensorSpec(shapes[name], graph.get_tensor_by_name(tensor).dtype, name=inputs[name])
+    specs = {
+        inputs[name]: tf.TensorSpec(shapes[name], graph.get_tensor_by_name(tensor).dtype, name=inputs[name])
         for name, tensor in frozen.inputs.items()
-    ]
+    }
 
-    def apply(*arguments: Any) -> dict[str, Any]:
+    def apply(**arguments: Any) -> dict[str, Any]:
         results = tf.graph_util.import_graph_def(
             frozen.graph_def,
-            input_map=dict(zip(frozen.inputs.values(), arguments)),
+            input_map={tensor: arguments[inputs[name]] for name, tensor in frozen.inputs.items()},
             return_elements=list(frozen.outputs.values()),
-            name="",
+            name="model",  # apart from the arguments, whose names the signature takes
         )
         return {outputs[name]: tf.identity(value) for name, value in zip(frozen.outputs, results)}
 
     module = tf.Module()
-    module.apply = tf.function(apply, input_signature=specs, autograph=False)
-    tf.saved_model.save(module, folder, signatures={"serving_default": module.apply.get_concrete_function()})
+    module.apply = tf.function(apply, autograph=False)
+    tf.saved_model.save(module, folder, signatures={"serving_default": module.apply.get_concrete_function(**specs)})
 
 
 def _samples(

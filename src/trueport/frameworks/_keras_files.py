@@ -13,7 +13,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from trueport.frameworks._base import BadModel
 
@@ -59,7 +59,7 @@ def check_archive(path: Path) -> None:
         )
 
 
-def keras_version(path: Path) -> Optional[str]:
+def keras_version(path: Path) -> str | None:
     """Return the version text of the Keras that wrote the file, None where the file does not say."""
     if zipfile.is_zipfile(path):
         metadata = _member(path, "metadata.json")
@@ -148,7 +148,7 @@ def _member(path: Path, name: str) -> dict[str, Any]:
         raise BadModel(f"{path}: its {name} cannot be read ({error}); the file may be damaged") from None
 
 
-def _json(text: str) -> Optional[dict[str, Any]]:
+def _json(text: str) -> dict[str, Any] | None:
     try:
         found = json.loads(text)
     except ValueError:
@@ -166,7 +166,7 @@ def _attributes(data: bytes, name: bytes) -> Iterator[str]:
                 break
 
 
-def _attribute(data: bytes, start: int, header: int, padded: bool, length: int) -> Optional[str]:
+def _attribute(data: bytes, start: int, header: int, padded: bool, length: int) -> str | None:
     """Read one attribute message whose name starts at `start`: version 1 pads its parts to 8 bytes, 3 adds a charset byte."""
     begin = start - header
     if begin < 0 or (data[begin] == 1) != padded or data[begin] not in (1, 2, 3):
@@ -184,7 +184,7 @@ def _attribute(data: bytes, start: int, header: int, padded: bool, length: int) 
         kind = data[datatype] & 0x0F
         if kind == 3:  # text of fixed length, stored in place
             (size,) = struct.unpack_from("<I", data, datatype + 4)
-            raw: Optional[bytes] = data[value : value + size]
+            raw: bytes | None = data[value : value + size]
         elif kind == 9:  # text of variable length, stored in a global heap collection
             size, address, index = struct.unpack_from("<IQI", data, value)
             raw = _heap_object(data, address, index)
@@ -196,7 +196,7 @@ def _attribute(data: bytes, start: int, header: int, padded: bool, length: int) 
     return None if raw is None else raw.rstrip(b"\0").decode("utf-8", "replace")
 
 
-def _heap_object(data: bytes, address: int, index: int) -> Optional[bytes]:
+def _heap_object(data: bytes, address: int, index: int) -> bytes | None:
     """Return one object of the global heap collection at `address`."""
     if data[address : address + 4] != b"GCOL":
         return None

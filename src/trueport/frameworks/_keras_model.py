@@ -11,9 +11,10 @@ import functools
 import os
 import re
 import tempfile
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,7 +64,15 @@ def _load(path: str, mtime: int, trust: bool) -> Loaded:
         )
     legacy = files.is_legacy(place)
     keras = keras_module(legacy=legacy)
-    model = _open(keras, place, trust=trust)
+    try:
+        model = _open(keras, place, trust=trust)
+    except (BadModel, ValueError, TypeError) as error:
+        if carried and "marshal" in "".join(traceback.format_exception(type(error), error, error.__traceback__)):
+            raise Unsupported(
+                f"the code in {', '.join(carried[:3])} was compiled by another Python version, which this one cannot read; "
+                "save the model again without Lambda layers, or from its source code"
+            ) from error
+        raise
     return describe(model, keras, legacy=legacy)
 
 
@@ -87,10 +96,6 @@ def _open(keras: Any, path: Path, *, trust: bool) -> Any:
             if custom:
                 raise Unsupported(
                     f"the model needs the custom object '{custom.group(1)}', whose code the file does not hold"
-                ) from error
-            if "marshal" in text:
-                raise Unsupported(
-                    f"its Lambda layer holds bytecode of another Python version, which this one cannot run: {_line(error)}"
                 ) from error
             raise
 
@@ -155,7 +160,7 @@ def call(loaded: Loaded, flat: Sequence[Any]) -> list[Any]:
     return list(loaded.keras.tree.flatten(loaded.model(packed, training=False)))
 
 
-def specs(loaded: Loaded, names: Sequence[str], shapes: Optional[Mapping[str, Sequence[Any]]] = None) -> list[Any]:
+def specs(loaded: Loaded, names: Sequence[str], shapes: Mapping[str, Sequence[Any]] | None = None) -> list[Any]:
     """TensorSpecs of the inputs under these (TensorFlow-safe) names; unknown sizes stay unknown unless `shapes` says."""
     import tensorflow as tf
 
@@ -167,7 +172,7 @@ def specs(loaded: Loaded, names: Sequence[str], shapes: Optional[Mapping[str, Se
     ]
 
 
-def function(loaded: Loaded, *, compiled: bool = False, shapes: Optional[Mapping[str, Sequence[Any]]] = None) -> Any:
+def function(loaded: Loaded, *, compiled: bool = False, shapes: Mapping[str, Sequence[Any]] | None = None) -> Any:
     """A tf.function over the flat inputs, with one trace for all sizes unless `compiled` by XLA."""
     import tensorflow as tf
 

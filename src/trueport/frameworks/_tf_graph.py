@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Callable, NamedTuple, Union
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
@@ -101,7 +101,7 @@ def run_cases(call: Call, cases: Mapping[str, Arrays]) -> dict[str, RunResult]:
     return results
 
 
-def stack(values: list[np.ndarray]) -> Union[np.ndarray, list[np.ndarray]]:
+def stack(values: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
     """Join equal shapes along a new first axis; leave different shapes as a list."""
     return np.stack(values) if len({value.shape for value in values}) == 1 else values
 

@@ -143,9 +143,11 @@ def parameter_count(frozen: Frozen) -> int:
     """Number of elements in float constants of rank 1 or more."""
     total = 0
     for node in frozen.graph_def.node:
-        shape = node.attr["value"].tensor.tensor_shape.dim
-        if node.op == "Const" and shape and "float" in _dtype(node.attr["value"].tensor.dtype):
-            total += int(np.prod([d.size for d in shape]))
+        if node.op != "Const":  # asking a protobuf map for an absent key would add it to the node
+            continue
+        tensor = node.attr["value"].tensor
+        if tensor.tensor_shape.dim and "float" in _dtype(tensor.dtype):
+            total += int(np.prod([d.size for d in tensor.tensor_shape.dim]))
     return total
 
 

@@ -10,7 +10,7 @@ import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ VARIANTS = ("default", "eager", "xla")
 PRECISIONS = ("float32", "float64", "float16", "int8-dynamic", "int8")
 
 
-def sniff(head: bytes, path: Path) -> Optional[str]:
+def sniff(head: bytes, path: Path) -> str | None:
     """Tell a Keras model by its bytes: a zip with a configuration, or an HDF5 file with one (not weights alone)."""
     if head.startswith(files.ZIP):
         return "keras" if files.is_keras_zip(path) else None
@@ -76,7 +76,7 @@ def _spec(name: str, tensor: Any) -> SpecDict:
     return SpecDict(name=name, dtype="str" if dtype == "string" else dtype, shape=models.shape_of(tensor))
 
 
-def _index_limit(loaded: Any, tensor: Any) -> Optional[int]:
+def _index_limit(loaded: Any, tensor: Any) -> int | None:
     """Largest legal index when an Embedding (or one-hot encoding) reads this input."""
     from trueport.frameworks import _keras_trace as traces
 
@@ -86,7 +86,7 @@ def _index_limit(loaded: Any, tensor: Any) -> Optional[int]:
         if size is None or type(layer).__name__ not in ("Embedding", "CategoryEncoding"):
             continue
         for node in getattr(layer, "_inbound_nodes", ()):
-            read = getattr(node, "keras_inputs", None) or getattr(node, "input_tensors", ())
+            read = getattr(node, "keras_inputs", None) or getattr(node, "input_tensors", None) or ()
             if any(item is tensor for item in read):
                 limits.append(int(size) - 1)
     return min(limits) if limits else None

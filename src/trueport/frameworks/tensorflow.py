@@ -10,11 +10,12 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 from trueport.frameworks._base import (
     Arrays,
     BadModel,
+    Dim,
     Emit,
     GraphDict,
     RunResult,
@@ -44,7 +45,7 @@ class Saved(NamedTuple):
     producer: str
 
 
-def sniff(head: bytes, path: Path) -> Optional[str]:
+def sniff(head: bytes, path: Path) -> str | None:
     """Tell a SavedModel: a folder that holds saved_model.pb or saved_model.pbtxt."""
     if path.is_dir() and any((path / name).is_file() for name in ("saved_model.pb", "saved_model.pbtxt")):
         return "savedmodel"
@@ -111,10 +112,7 @@ def _from_function(loaded: Any, function: Any, key: str, producer: str) -> Saved
     from trueport.frameworks import _tf_graph as graphs
 
     positional, named = function.structured_input_signature
-    if positional:
-        specs = dict(zip(_argument_names(function, len(positional)), positional))
-    else:
-        specs = dict(named)
+    specs = dict(zip(_argument_names(function, len(positional)), positional)) if positional else dict(named)
     results = function.structured_outputs
     if not isinstance(results, dict):
         flat = results if isinstance(results, (list, tuple)) else [results]
@@ -156,7 +154,7 @@ def _argument_names(function: Any, count: int) -> list[str]:
 
 def _placeholders(specs: Mapping[str, Any], by_name: Mapping[str, Any]) -> dict[str, Any]:
     """Argument name -> its placeholder: TensorFlow names it `<signature>_<argument>`, or as the spec says."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, spec in specs.items():
         wanted = [getattr(spec, "name", None), name]
         for candidate, tensor in by_name.items():
@@ -189,7 +187,7 @@ def _load_v1(path: str, first: BaseException) -> Saved:
             results = {name: _spec_of(graph.get_tensor_by_name(tensor)) for name, tensor in outputs.items()}
     except Unsupported:
         raise
-    except Exception as error:  # noqa: BLE001 -- two loaders refused; both reasons are told
+    except Exception as error:  # two loaders refused; both reasons are told
         second = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise BadModel(
             f"{path}: TensorFlow cannot load this SavedModel ({reason}; TensorFlow 1's loader: {second})"
@@ -249,7 +247,9 @@ def signature(path: str, *, trust: bool) -> SignatureDict:
 
 
 def _wire_spec(name: str, spec: Any) -> SpecDict:
-    shape = None if spec.shape.rank is None else [None if d is None else int(d) for d in spec.shape.as_list()]
+    shape: list[Dim] | None = (
+        None if spec.shape.rank is None else [None if d is None else int(d) for d in spec.shape.as_list()]
+    )
     dtype = spec.dtype.name
     return SpecDict(name=name, dtype="str" if dtype == "string" else dtype, shape=shape)
 
@@ -297,8 +297,7 @@ def _values(saved: Saved) -> dict[str, str]:
     from trueport.frameworks import _tf_graph as graphs
 
     found = {name: graphs.full(name) for name in graphs.value_names(saved.frozen)}
-    for name, tensor in saved.frozen.outputs.items():
-        found[name] = tensor
+    found.update(saved.frozen.outputs)
     return found
 
 
