@@ -46,7 +46,7 @@ class Bench:
 
     def _convert(self, name, step, example, options):
         out = self.folder / f"{name}-{'-'.join(map(str, options.values()))}{'.tflite' if 'tflite' in step else ''}"
-        inputs = self.reference(name, runs=8, seed=1)[0] if example is None else {}
+        inputs = self.reference(name, runs=128, seed=1)[0] if example is None else {}
         context = {
             "signature": {"inputs": [], "outputs": [], "meta": {}},
             "example": {key: array[0] for key, array in inputs.items()},
@@ -184,9 +184,9 @@ def test_declared_precisions(bench, pool, env, name, precision, largest):
     ],
 )
 def test_silent_quantisation_faults_of_the_tool_stay_visible(bench, name, precision, output):
-    """Seen with onnx2tf 2.6.9: far beyond any quantisation noise, without a message. Say so in the step's note while it lasts."""
+    """Seen with onnx2tf 2.6.9, without a message: four times the 5 % that a sound int8 convolution stays under (above)."""
     _, expected, given = bench.ported(name, precision=precision)
-    assert np.abs(given[output] - expected[output]).max() > 0.3 * np.abs(expected[output]).max()
+    assert np.abs(given[output] - expected[output]).max() > 0.2 * np.abs(expected[output]).max()
 
 
 @pytest.mark.slow
