@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,12 @@ from trueport.session import RunResults, Session, framework_of
 
 FLOOR_RUNS = 4
 """Runs per case on which the noise floor is measured: 2, 3 and 6 runs gave the same floor on the prototype's models."""
+
+CURES = {
+    Kind.TIMED_OUT: "; allow more with --timeout",
+    Kind.OUT_OF_MEMORY: "; allow more with --memory",
+}
+"""What helps a user whose own model does not load."""
 
 SIMULATED = ("float16", "int8-dynamic", "int8")
 """Reduced precisions that a target may declare, judged against the source with the same rounding simulated."""
@@ -92,6 +99,11 @@ class Reference:
         if "float64" in framework.PRECISIONS:
             floors.append(FloorRun(how="float64", runs=self._runs(few, "float64", None)))
         notes = []
+        if precision.startswith("int8") and given.origin.startswith("generated"):
+            notes.append(
+                "the inputs were generated: an int8 model is calibrated on real data, whose range they may leave; "
+                "give real ones with --inputs"
+            )
         if precision in SIMULATED:
             if precision in framework.PRECISIONS:
                 runs = self._runs(few, precision, None)
@@ -107,13 +119,19 @@ def head(case: Case) -> Case:
 
 
 def reference(session: Session, source: Artifact) -> Outcome[Reference]:
-    """Load the source. Raises UsageError when its toolchain cannot be had."""
+    """Load the source. Raises UsageError when the file is damaged."""
     signature = session.signature(source)
     if isinstance(signature, Failure):
-        if signature.kind == Kind.UNAVAILABLE:
-            raise UsageError(signature.message)
         return signature
     return Ok(Reference(session=session, artifact=source, signature=signature.value))
+
+
+def cannot_load(model: Artifact, failure: Failure) -> UsageError:
+    """Say that a model which the user gave does not load, and what may help."""
+    if failure.kind == Kind.UNAVAILABLE:
+        return UsageError(failure.message)
+    cure = CURES.get(failure.kind, "")
+    return UsageError(f"{model.path.name} cannot be loaded ({failure.kind}): {failure.message}{cure}")
 
 
 def verify(
@@ -133,20 +151,18 @@ def verify(
     session, started = source.session, time.perf_counter()
     loaded = session.signature(target)
     if isinstance(loaded, Failure):
-        if loaded.kind == Kind.UNAVAILABLE:
-            raise UsageError(loaded.message)
-        return _incomparable(source, target, given, precision, f"the target cannot be loaded: {loaded.message}", rerun)
+        return incomparable(source, target, given, precision, f"the target cannot be loaded: {loaded.message}", rerun)
     signature = loaded.value
     declared = precision or declared_precision(source.signature, signature)
     names, layout = target.made_by.get("names", {}), target.made_by.get("layout", {})
     mapping = reconcile.reconcile_inputs(source.signature, signature, names, layout)
     if mapping.problems:
         reason = f"the inputs cannot be matched: {'; '.join(mapping.problems)}"
-        return _incomparable(source, target, given, declared, reason, rerun)
+        return incomparable(source, target, given, declared, reason, rerun)
     common = feeds.restrict(given, source.signature, signature, mapping=mapping)
     if not common.cases:
         reason = f"source and target take no common input shape: {'; '.join(common.notes[-1:])}"
-        return _incomparable(source, target, common, declared, reason, rerun)
+        return incomparable(source, target, common, declared, reason, rerun)
     measured = source.measure(common, declared)
     if isinstance(measured, Failure):
         reason = f"the source does not run on these inputs ({measured.kind}): {measured.message}"
@@ -183,7 +199,7 @@ def verify(
         declared_precision=declared,
         versions=versions(measured.value.runs, ran.value),
         timings=timings,
-        rerun=tuple(rerun) or rerun_command(source.artifact, target, common),
+        rerun=tuple(rerun) or rerun_command(session, source.artifact, target, common, declared),
         notes=(*source.artifact.made_by.get("notes", ()), *common.notes, *mapping.notes, *measured.value.notes),
     )
 
@@ -251,17 +267,38 @@ def describe(given: Feeds) -> dict[str, Any]:
     }
 
 
-def rerun_command(source: Artifact, target: Artifact, given: Feeds) -> tuple[str, ...]:
-    """Return the command line that repeats a verification."""
-    command = ["trueport", "verify", str(source.path), str(target.path), "--seed", str(given.seed)]
-    if not given.origin.startswith("generated"):
-        command += ["--inputs", given.origin]
+def rerun_command(
+    session: Session, source: Artifact, target: Artifact, given: Feeds, precision: str
+) -> tuple[str, ...]:
+    """Return the command line that repeats a verification; none for a model that lives in this session only."""
+    folder = session.pool.folder
+    made = source.path.is_relative_to(folder)
+    if made and "factory" not in source.made_by:
+        return ()
+    command = ["trueport", "verify", source.made_by["factory"] if made else str(source.path), str(target.path)]
+    if "checkpoint" in source.made_by:
+        command += ["--checkpoint", source.made_by["checkpoint"]]
+    if "python" in source.made_by:
+        command += ["--python", source.made_by["python"]]
+    if session.settings.trust:
+        command += ["--trust"]
+    if precision != "float32":
+        command += ["--precision", precision]
+    command += ["--seed", str(given.seed)]
+    if Path(given.origin).exists():
+        command += ["--inputs", str(Path(given.origin).absolute())]
     return (shlex.join(command),)
 
 
-def _incomparable(
-    source: Reference, target: Artifact, given: Feeds, precision: str | None, reason: str, rerun: Sequence[str]
+def incomparable(
+    source: Reference,
+    target: Artifact,
+    given: Feeds,
+    precision: str | None,
+    reason: str,
+    rerun: Sequence[str] = (),
 ) -> Verification:
+    """Return the verification of a target that gives nothing to compare, for this reason."""
     comparison = Comparison(
         verdict=Verdict.INCOMPARABLE,
         reason=reason,
@@ -278,5 +315,5 @@ def _incomparable(
         declared_precision=precision or "float32",
         versions={"trueport": __version__},
         timings={},
-        rerun=tuple(rerun) or rerun_command(source.artifact, target, given),
+        rerun=tuple(rerun) or rerun_command(source.session, source.artifact, target, given, precision or "float32"),
     )
