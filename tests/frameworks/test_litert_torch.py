@@ -36,7 +36,10 @@ def narrowed(feeds, signature):
     return {spec["name"]: np.asarray(feeds[spec["name"]]).astype(spec["dtype"]) for spec in signature["inputs"]}
 
 
-@pytest.mark.parametrize("kind", ["residual", "depthwise", "gru", "encoder", "mixed"])
+@pytest.mark.parametrize(
+    "kind",
+    ["residual", "encoder", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("depthwise", "gru", "mixed"))],
+)
 def test_the_converted_model_is_the_source(chain, kind):
     path, _, feeds = converted(chain, kind)
     signature = signature_of(chain, path)
@@ -57,7 +60,10 @@ def test_the_batch_is_baked_as_the_step_says(chain):
     assert spec["shape"] == [2, 3, 16, 16]
 
 
-@pytest.mark.parametrize("precision", STEP.precisions[1:])
+@pytest.mark.parametrize(
+    "precision",
+    [pytest.param("float16", marks=pytest.mark.slow), pytest.param("int8-dynamic", marks=pytest.mark.slow), "int8"],
+)
 def test_quantised_models_are_smaller_and_near(chain, precision):
     whole, _, feeds = converted(chain, "residual")
     path, _, _ = converted(chain, "residual", precision=precision)

@@ -309,16 +309,40 @@ def test_simulated_precisions_are_as_coarse_as_they_say(torch):
     assert error["int8-dynamic"] < error["int8"] < 0.5
 
 
-def test_weights_under_int8_have_255_levels_per_channel(torch):
-    eye = np.eye(5, dtype=np.float32)[None]
-    # features -> left(features): feed unit vectors with a gate so large that the sigmoid is one.
-    feeds = {"features": eye, "words": np.zeros((1, 5, 3), np.int64), "gate": np.full((1, 5, 6), 50, np.float32)}
+def unit_feeds():
+    """Unit vectors and a zero vector as features, and a gate so large that its sigmoid is one."""
+    features = np.concatenate([np.eye(5, dtype=np.float32), np.zeros((1, 5), np.float32)])[None]
+    return {
+        "features": features,
+        "words": np.zeros((1, 6, 3), np.int64),
+        "gate": np.full((1, 6, 6), 50, np.float32),
+    }
+
+
+@pytest.mark.parametrize("precision", ["float64", "int8-dynamic"])
+def test_int8_weights_lie_on_a_grid_of_127_steps_per_channel(torch, precision):
+    value = np.asarray(
+        torch.run(torch.model("mixed")["pytorch"], unit_feeds(), precision=precision)["output_1"], np.float64
+    )
+    # output_1 is BatchNorm(W e_i + c): differences to the zero vector's row are the weights times a factor per channel.
+    weights = value[0, :5] - value[0, 5]
+    steps = weights / np.abs(weights).max(axis=0) * 127
+    off = np.abs(steps - np.round(steps)).max()
+    if precision == "float64":
+        assert off > 0.2  # the stored weights lie on no such grid
+    else:
+        assert off < 2e-3  # float32 rounding of values around one
+
+
+def test_a_traced_value_is_what_the_operator_gives(torch):
     path = torch.model("mixed")["pytorch"]
-    emitted = {}
-    _, emitted = torch.call("trace", emit=True, path=path, inputs=feeds, wanted=["linear"], budget=1 << 20, trust=False)
+    _, values = torch.call(
+        "trace", emit=True, path=path, inputs=unit_feeds(), wanted=["linear"], budget=1 << 20, trust=False
+    )
     _, parameters = torch.call("parameters", emit=True, path=path, trust=False)
     weight, bias = np.asarray(parameters["left.weight"]), np.asarray(parameters["left.bias"])
-    np.testing.assert_allclose(np.asarray(emitted["linear"])[0], weight.T + bias, rtol=0, atol=1e-6)
+    expected = unit_feeds()["features"][0] @ weight.T + bias
+    np.testing.assert_allclose(np.asarray(values["linear"])[0], expected, rtol=0, atol=1e-6)
 
 
 def test_wrong_feeds_name_the_input(torch):

@@ -90,8 +90,12 @@ def renamed(values, names):
 SOURCES = [(name, STEPS[name].source_format) for name in ("torch-dynamo", "torch-torchscript", "torchscript-onnx")]
 
 
+SLOW = pytest.mark.slow
+QUICK_FIRST = [kind if kind in ("residual", "lstm", "encoder") else pytest.param(kind, marks=SLOW) for kind in ZOO]
+
+
 @pytest.mark.parametrize(("step", "form"), SOURCES)
-@pytest.mark.parametrize("kind", ZOO)
+@pytest.mark.parametrize("kind", QUICK_FIRST)
 def test_the_exported_model_is_the_source(chain, kind, step, form):
     feeds = chain.zoo("inputs", kind=kind, seed=SEED, batch=2, runs=3)
     outcome = chain.convert(STEPS[step], "torch_onnx", chain.model(kind)[form], first(feeds), ".onnx")
@@ -114,7 +118,7 @@ def done(outcome):
 
 
 @pytest.mark.parametrize(("step", "form"), SOURCES)
-@pytest.mark.parametrize("kind", ["residual", "mixed", "gru"])
+@pytest.mark.parametrize("kind", ["mixed", pytest.param("residual", marks=SLOW), pytest.param("gru", marks=SLOW)])
 def test_an_open_batch_stays_open(chain, kind, step, form):
     feeds = chain.zoo("inputs", kind=kind, seed=SEED, batch=2, runs=1)
     path, _ = done(chain.convert(STEPS[step], "torch_onnx", chain.model(kind)[form], first(feeds), ".onnx"))
