@@ -10,7 +10,12 @@ from trueport.converters import keras_export
 from trueport.frameworks._base import Unsupported
 from trueport.outcome import Failure, Kind
 
-ZOO = ("residual", "depthwise", "lstm", "gru", "transformer", "multi")
+ZOO = (
+    "residual",
+    "lstm",
+    "multi",
+    *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("depthwise", "gru", "transformer")),
+)
 NOISE = 2e-5
 """As in test_tf2onnx: ten times the largest deviation from float64 seen over the zoo."""
 RUNNERS = {"keras-savedmodel": "tensorflow", "keras-onnx": "onnx", "keras-litert": "tflite"}
