@@ -20,7 +20,7 @@ LAYERS = (
     ("feeds", "preprocess", "reconcile", "live"),
     ("compare",),
     ("session",),
-    ("routes", "lineage", "doctor"),
+    ("routes", "lineage", "doctor", "publish"),
     ("verification",),
     ("conversion",),
     ("results", "api"),

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from trueport import conversion, feeds, live, verification
+from trueport import conversion, feeds, live, publish, verification
 from trueport import routes as planning
 from trueport.artifact import Artifact, Signature
 from trueport.compare.types import Verdict, Verification
@@ -87,8 +87,9 @@ def convert(
         given_inputs = inputs if isinstance(inputs, Mapping) else None
         model = open_model(active, source, source_format, checkpoint, example_inputs or given_inputs or inputs)
         chosen = parsed_routes(model, to, route=route, options=options, precision=precision)
-        given = open_feeds(active, model, inputs, labels=labels, preprocess=preprocess, limit=limit)
         target = Path(out) if out is not None else default_output(source, model, to)
+        publish.check_model(target, model.path, to, folder=not framework_of(to).SUFFIXES[to])
+        given = open_feeds(active, model, inputs, labels=labels, preprocess=preprocess, limit=limit)
         return conversion.convert(
             active, model, chosen, given, out=target, precision=precision, check=check, task=task, max_routes=max_routes
         )
@@ -120,7 +121,10 @@ def verify(
         given = open_feeds(active, model, inputs, labels=labels, preprocess=preprocess, limit=limit)
         loaded = verification.reference(active, model)
         if isinstance(loaded, Failure):
-            raise UsageError(f"{model.path.name} cannot be loaded ({loaded.kind}): {loaded.message}")
+            raise verification.cannot_load(model, loaded)
+        twin_loaded = active.signature(twin)
+        if isinstance(twin_loaded, Failure) and twin_loaded.kind == Kind.UNAVAILABLE:
+            raise verification.cannot_load(twin, twin_loaded)
         active.progress("running source and target")
         return verification.verify(loaded.value, twin, given, precision=precision, task=task)
 
@@ -146,7 +150,7 @@ def inspect(
         artifact = open_model(active, model, format, None, None)
         signature = active.signature(artifact)
         if isinstance(signature, Failure):
-            raise UsageError(f"{artifact.path.name} cannot be loaded ({signature.kind}): {signature.message}")
+            raise verification.cannot_load(artifact, signature)
         return artifact, signature.value
 
 
@@ -209,6 +213,8 @@ def _materialise(session: Session, factory: str, checkpoint: str | Path | None, 
         raise UsageError(f"{factory} does not give a usable model ({done.kind}): {done.message}{cure}")
     made = out if out.exists() else out.with_suffix(".pt")
     extra = {} if variant_python is None else {"python": str(variant_python)}
+    if checkpoint is not None:
+        extra["checkpoint"] = str(Path(checkpoint).absolute())
     return Artifact.open(made, made_by={"factory": factory, "versions": dict(done.value.versions), **extra})
 
 
@@ -243,7 +249,7 @@ def open_feeds(
         return inputs
     signature = session.signature(model)
     if isinstance(signature, Failure):
-        raise UsageError(f"{model.path.name} cannot be loaded ({signature.kind}): {signature.message}")
+        raise verification.cannot_load(model, signature)
     if inputs is None:
         if labels is not None:
             raise UsageError("--labels needs --inputs: generated inputs have no labels")

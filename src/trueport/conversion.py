@@ -7,23 +7,21 @@ one is tried; hops that routes share are converted once.
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trueport import reconcile
+from trueport import publish, reconcile
 from trueport.artifact import Artifact, Signature
 from trueport.compare.types import Verdict, Verification
-from trueport.errors import TrueportError, UsageError
+from trueport.errors import BadModelError, UntrustedError, UsageError
 from trueport.feeds import Feeds
 from trueport.lineage import compose
 from trueport.outcome import Failure, Kind, Ok, Outcome, Stage
 from trueport.routes import Hop, Route, lower_opset
 from trueport.session import Session, converter_of, first_run, framework_of
-from trueport.verification import Reference, reference, verify
+from trueport.verification import Reference, cannot_load, incomparable, reference, verify
 from trueport.worker.pool import Reply
 
 CALIBRATION_RUNS = 100
@@ -114,14 +112,20 @@ def convert(
     """Try `routes` in order until one gives a faithful model, and leave the best model at `out`.
 
     Best: faithful; else the finished one that deviates least. Nothing is left at `out` when no route finishes.
-    Raises UsageError when there is no route at all or when the source itself cannot be loaded.
+    Raises UsageError when there is no route at all, when the source itself cannot be loaded, or when nothing can be
+    written to `out`.
     """
     if not routes:
         raise UsageError("there is no route between these formats; `trueport routes` lists every step")
+    target_format = routes[0].target_format
+    suffix = framework_of(target_format).SUFFIXES[target_format]
+    publish.check_model(out, source.path, target_format, folder=not suffix)
     loaded = reference(session, source)
     if isinstance(loaded, Failure):
-        raise UsageError(f"{source.path.name} cannot be loaded ({loaded.kind}): {loaded.message}")
-    work = Workbench(session=session, original=loaded.value, given=given, check=check, task=task)
+        raise cannot_load(source, loaded)
+    work = Workbench(
+        session=session, original=loaded.value, given=given, check=check, task=task, name=_stem(out, suffix)
+    )
     attempts: list[Attempt] = []
     for number, route in enumerate(routes[:max_routes], 1):
         session.progress(f"route {number} of {min(len(routes), max_routes)}: {route.name}")
@@ -131,17 +135,23 @@ def convert(
     chosen = _best(attempts)
     if chosen is None or chosen.output is None:
         return Conversion(
-            source=source, target_format=routes[0].target_format, attempts=tuple(attempts), chosen=None, output=None
+            source=source, target_format=target_format, attempts=tuple(attempts), chosen=None, output=None
         )
-    publish(chosen.output.path, out)
-    chosen = _moved(chosen, out.absolute())
+    publish.model(chosen.output.path, out)
+    kept = next(index for index, attempt in enumerate(attempts) if attempt is chosen)
+    attempts[kept] = _moved(chosen, out.absolute())
     return Conversion(
         source=source,
-        target_format=routes[0].target_format,
+        target_format=target_format,
         attempts=tuple(attempts),
-        chosen=chosen,
+        chosen=attempts[kept],
         output=out.absolute(),
     )
+
+
+def _stem(out: Path, suffix: str) -> str:
+    """Return what files in the making are called, less their suffix: external weights keep that name beside `out`."""
+    return (out.name.removesuffix(suffix) if suffix else out.name) or "model"
 
 
 def _moved(attempt: Attempt, out: Path) -> Attempt:
@@ -188,10 +198,12 @@ class Workbench:
     given: Feeds
     check: bool
     task: str
+    name: str = "model"
     done: dict[tuple[Any, ...], HopResult] = field(default_factory=dict)
-    references: dict[str, Reference] = field(default_factory=dict)
+    references: dict[Path, Reference] = field(default_factory=dict)
 
     def attempt(self, route: Route, precision: str) -> Attempt:
+        """Convert along a route until its end or the first failure; hops done before are not done again."""
         current = self.original.artifact
         results: list[HopResult] = []
         key: tuple[Any, ...] = ()
@@ -238,7 +250,7 @@ class Workbench:
         if isinstance(signature, Failure):
             return signature
         suffix = framework_of(step.target_format).SUFFIXES[step.target_format]
-        out = session.pool.fresh_folder(step.name) / f"model{suffix}"
+        out = session.pool.fresh_folder(step.name) / f"{self.name}{suffix}"
         arguments = {
             "step": step.name,
             "source": str(current.path),
@@ -246,7 +258,10 @@ class Workbench:
             "options": dict(hop.options),
             "context": self._context(signature.value, current),
         }
-        done = session.call(environment.value, converter_of(step), "convert", arguments, stage=Stage.CONVERT)
+        try:
+            done = session.call(environment.value, converter_of(step), "convert", arguments, stage=Stage.CONVERT)
+        except BadModelError as error:  # our framework reads this file, so it is the tool that cannot
+            return Failure(stage=Stage.CONVERT, kind=Kind.RAISED, message=f"{step.name} cannot read the model: {error}")
         if isinstance(done, Failure):
             return done
         artifact = self._load(step.target_format, step.name, out, current, done.value)
@@ -286,11 +301,14 @@ class Workbench:
             if artifact.format != target_format:
                 return invalid(f"its file is {artifact.format}, not {target_format}")
             loaded = self.session.signature(artifact)
-        except TrueportError as error:
-            return invalid(str(error).replace(str(out), "its file"))
+        except UntrustedError:
+            raise
+        except UsageError as error:
+            return invalid(str(error).replace(str(out), "its file").replace(out.name, "its file"))
         if isinstance(loaded, Failure) and loaded.kind not in (Kind.UNSUPPORTED, Kind.UNAVAILABLE):
             return replace(
                 loaded,
+                stage=Stage.CONVERT,
                 kind=Kind.INVALID_OUTPUT,
                 message=f"{step} reported success, but its file does not load: {loaded.message}",
             )
@@ -303,7 +321,11 @@ class Workbench:
             artifact = replace(artifact, made_by={**artifact.made_by, "precision": declared})
             result = replace(result, outcome=Ok(artifact, _seconds(result.outcome)))
         self.session.progress(f"{step.name}: verifying against the source")
-        verified = verify(self.original, artifact, self.given, precision=declared, task=self.task)
+        try:
+            verified = verify(self.original, artifact, self.given, precision=declared, task=self.task)
+        except BadModelError as error:  # the file was made here, so what its runtime says of it is a finding
+            reason = f"the converted model does not run: {error}"
+            verified = incomparable(self.original, artifact, self.given, declared, reason)
         result = replace(result, verified=verified)
         if current is self.original.artifact:
             return result
@@ -326,15 +348,18 @@ class Workbench:
         cases = tuple(reconcile.apply(mapping, self.given))
         moved = replace(self.given, cases=cases, sha256=f"{self.given.sha256}:{current.sha256}")
         same = declared if not _declared(current) else "float32"
-        return verify(before, artifact, moved, precision=same, task=self.task)
+        try:
+            return verify(before, artifact, moved, precision=same, task=self.task)
+        except BadModelError:
+            return None
 
     def _reference(self, artifact: Artifact) -> Reference | None:
-        if artifact.sha256 not in self.references:
+        if artifact.path not in self.references:  # not by digest: that leaves out weights which lie beside the file
             loaded = reference(self.session, artifact)
             if isinstance(loaded, Failure):
                 return None
-            self.references[artifact.sha256] = loaded.value
-        return self.references[artifact.sha256]
+            self.references[artifact.path] = loaded.value
+        return self.references[artifact.path]
 
 
 def _declared(artifact: Artifact) -> bool:
@@ -343,37 +368,3 @@ def _declared(artifact: Artifact) -> bool:
 
 def _seconds(outcome: Outcome[Any]) -> float:
     return outcome.seconds if isinstance(outcome, Ok) else 0.0
-
-
-def publish(made: Path, out: Path) -> None:
-    """Put a finished model at `out` by rename, so that `out` is never half-written. Raises UsageError when it cannot be."""
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if made.is_dir():
-            shutil.copytree(made, partial)
-            if out.is_dir():
-                old = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.old")
-                out.rename(old)
-                partial.rename(out)
-                shutil.rmtree(old)
-            else:
-                partial.rename(out)
-        else:
-            shutil.copyfile(made, partial)
-            for side in made.parent.iterdir():  # external weights lie beside the model, under the name it refers to
-                if side != made and side.is_file():
-                    _replace_copy(side, out.parent / side.name)
-            partial.replace(out)
-    except OSError as error:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
-        raise UsageError(f"the result cannot be written to {out}: {error.strerror or error}") from error
-
-
-def _replace_copy(source: Path, target: Path) -> None:
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
-    shutil.copyfile(source, partial)
-    partial.replace(target)

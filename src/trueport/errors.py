@@ -2,6 +2,7 @@
 
 TrueportError
 ├── UsageError          exit 2: bad option, unreadable or unsafe input; says how to mend it
+│   ├── BadModelError   exit 2: the file itself is damaged or not what it claims to be
 │   └── UntrustedError  exit 2: the input runs code when it is loaded and --trust was not given
 └── InternalError       exit 3: a bug of ours
 """
@@ -19,6 +20,10 @@ class UsageError(TrueportError):
     """The request cannot be served as it stands; the message says what is wrong and how to mend it."""
 
     exit_code = 2
+
+
+class BadModelError(UsageError):
+    """A framework found the file damaged. For a file that a converter made, this is the converter's failure."""
 
 
 class UntrustedError(UsageError):

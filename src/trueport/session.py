@@ -6,9 +6,10 @@ limits, and ends as an `Outcome`. A session holds no module-level state: two can
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Self
@@ -19,7 +20,7 @@ from trueport.artifact import Artifact, Signature
 from trueport.compare.types import RunSet
 from trueport.converters import CONVERTERS
 from trueport.envs import Environment, EnvStore, Variant, toolchains
-from trueport.errors import UsageError
+from trueport.errors import BadModelError, UsageError
 from trueport.feeds import Case
 from trueport.frameworks import FRAMEWORKS
 from trueport.frameworks._base import Step
@@ -27,6 +28,9 @@ from trueport.outcome import Failure, Ok, Outcome, Stage
 from trueport.worker.pool import DEFAULT_TIMEOUT, Pool, Reply
 
 Progress = Callable[[str], None]
+
+NO_SPACE = "No space left on device"
+"""What the system says when a disk is full, whichever tool repeats it: no verdict on the tool."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +111,35 @@ class Session:
         emit: bool = False,
     ) -> Outcome[Reply]:
         """Run a function of a framework or converter file in a worker."""
-        return self.pool.call(
-            environment.python, module.__name__, function, arguments, stage=stage, emit=emit, paths=self.settings.paths
-        )
+        try:
+            outcome = self.pool.call(
+                environment.python,
+                module.__name__,
+                function,
+                arguments,
+                stage=stage,
+                emit=emit,
+                paths=self.settings.paths,
+            )
+        except BadModelError as error:
+            raise BadModelError(self._without_folder(str(error))) from error
+        if isinstance(outcome, Failure):
+            if NO_SPACE in outcome.message or NO_SPACE in outcome.log:
+                raise UsageError(
+                    f"the disk that holds {self.pool.folder.parent} is full; make room there or set TMPDIR"
+                )
+            message, log = self._without_folder(outcome.message), self._without_folder(outcome.log)
+            return replace(outcome, message=message, log=log)
+        return outcome
+
+    def _without_folder(self, text: str) -> str:
+        """Leave out of a message the temporary folder in which a file lay: it means nothing to anybody later."""
+        return re.sub(rf"{re.escape(str(self.pool.folder))}/[^/\s'\"]+/", "", text)
+
+    def release(self, results: RunResults) -> None:
+        """Remove the arrays of runs from disk; they must no longer be used."""
+        for folder in results.folders:
+            self.pool.release(folder)
 
     def ask(
         self,
@@ -128,13 +158,14 @@ class Session:
         return self.call(environment.value, framework_of(artifact.format), function, given, stage=stage, emit=emit)
 
     def signature(self, artifact: Artifact) -> Outcome[Signature]:
-        """Load a model and describe it; remembered per digest."""
-        key = f"{artifact.format}:{artifact.sha256}"
+        """Load a model and describe it; remembered per digest, a failure too."""
+        key = f"{artifact.format}:{artifact.sha256}:{artifact.made_by.get('python', '')}"
         if key not in self._signatures:
             outcome = self.ask(artifact, "signature", {}, stage=Stage.LOAD)
             if isinstance(outcome, Failure):
-                return outcome
-            self._signatures[key] = Ok(Signature.from_wire(outcome.value.value), outcome.seconds)
+                self._signatures[key] = outcome
+            else:
+                self._signatures[key] = Ok(Signature.from_wire(outcome.value.value), outcome.seconds)
         return self._signatures[key]
 
     def run(
@@ -155,21 +186,24 @@ class Session:
 
         together = attempt(cases)
         if isinstance(together, Ok):
-            return Ok(RunResults(runs=together.value.value, versions=together.value.versions), together.seconds)
+            reply = together.value
+            return Ok(RunResults(runs=reply.value, versions=reply.versions, folders=_folders(reply)), together.seconds)
         if len(cases) == 1:
             return Ok(RunResults(runs={cases[0].name: together}, versions={}))
         runs: dict[str, Any] = {}
         versions: Mapping[str, str] = {}
         seconds = 0.0
+        folders: list[Path] = []
         for case in cases:
             single = attempt([case])
             if isinstance(single, Ok):
                 runs[case.name] = single.value.value[case.name]
                 versions = single.value.versions
                 seconds += single.seconds
+                folders += _folders(single.value)
             else:
                 runs[case.name] = single
-        return Ok(RunResults(runs=runs, versions=versions), seconds)
+        return Ok(RunResults(runs=runs, versions=versions, folders=tuple(folders)), seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,11 +212,17 @@ class RunResults:
 
     runs: RunSet
     versions: Mapping[str, str]
+    folders: tuple[Path, ...] = ()
+    """Where the arrays lie; `Session.release` removes them."""
 
     @property
     def failures(self) -> Mapping[str, Failure]:
         """The cases that failed."""
         return {name: value for name, value in self.runs.items() if isinstance(value, Failure)}
+
+
+def _folders(reply: Reply) -> tuple[Path, ...]:
+    return () if reply.folder is None else (reply.folder,)
 
 
 def framework_of(format: str) -> ModuleType:

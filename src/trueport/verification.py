@@ -166,7 +166,7 @@ def verify(
     measured = source.measure(common, declared)
     if isinstance(measured, Failure):
         reason = f"the source does not run on these inputs ({measured.kind}): {measured.message}"
-        return _incomparable(source, target, common, declared, reason, rerun)
+        return incomparable(source, target, common, declared, reason, rerun)
     target_started = time.perf_counter()
     cases = reconcile.apply(mapping, common)
     ran = session.run(target, cases)
@@ -190,6 +190,9 @@ def verify(
         labels=common.labels,
     )
     result = _with_runtime_note(result, source, target, signature, common, cases, measured.value, declared, task)
+    for done in (ran, repeated):  # what is left is numbers about them; the source's runs serve the next target
+        if isinstance(done, Ok):
+            session.release(done.value)
     timings = {**measured.value.seconds, "target_run": target_seconds, "total": time.perf_counter() - started}
     return Verification(
         comparison=result,
@@ -237,6 +240,7 @@ def _with_runtime_note(
             task=task,
             labels=common.labels,
         )
+        source.session.release(ran.value)
         if other.verdict == Verdict.FAITHFUL:
             note = f"with the kernels '{variant}' the target is faithful: its default runtime is at fault, not the file"
             return replace(result, notes=(*result.notes, note))
@@ -270,7 +274,7 @@ def describe(given: Feeds) -> dict[str, Any]:
 def rerun_command(
     session: Session, source: Artifact, target: Artifact, given: Feeds, precision: str
 ) -> tuple[str, ...]:
-    """Return the command line that repeats a verification; none for a model that lives in this session only."""
+    """Return the command line that repeats a verification; none when model or inputs live in this session only."""
     folder = session.pool.folder
     made = source.path.is_relative_to(folder)
     if made and "factory" not in source.made_by:
@@ -285,7 +289,9 @@ def rerun_command(
     if precision != "float32":
         command += ["--precision", precision]
     command += ["--seed", str(given.seed)]
-    if Path(given.origin).exists():
+    if not given.origin.startswith("generated"):
+        if not Path(given.origin).exists():
+            return ()
         command += ["--inputs", str(Path(given.origin).absolute())]
     return (shlex.join(command),)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import platform
 import sys
 import traceback
@@ -75,6 +76,12 @@ def main() -> None:
             _bug(error)
         stderr().print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            _bug(error)
+        where = f" at {error.filename}" if error.filename else ""
+        stderr().print(f"error: the disk is full{where}; make room or set TMPDIR", markup=False, soft_wrap=True)
+        sys.exit(2)
     except Exception as error:  # noqa: BLE001 -- the top of the command line: a bug of ours, told as one
         _bug(error)
 

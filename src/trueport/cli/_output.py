@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from trueport import results
+from trueport import publish, results
 from trueport.report import REPORTERS, terminal
 from trueport.results import Document
 from trueport.session import Progress
@@ -38,6 +38,14 @@ def progress(*, quiet: bool, verbose: bool) -> Iterator[Progress]:
             yield lambda line: status.update(line)
 
 
+def check_places(*, json: str | None, report: Path | None) -> None:
+    """Make sure, before the work begins, that its result can be written. Raises UsageError."""
+    if json is not None and json != "-":
+        publish.check_file(Path(json))
+    if report is not None:
+        publish.check_folder(report)
+
+
 def deliver(document: Document, *, json: str | None, report: Path | None, quiet: bool) -> None:
     """Write the JSON and the report that were asked for, and print the summary."""
     if report is not None:
@@ -48,7 +56,7 @@ def deliver(document: Document, *, json: str | None, report: Path | None, quiet:
     else:
         console = stdout()
         if json is not None:
-            results.write_text(Path(json), results.dumps(document))
+            publish.text(Path(json), results.dumps(document))
     if not quiet:
         terminal.show(document, console)
     elif json != "-":
@@ -61,7 +69,7 @@ def write_report(document: Document, folder: Path, forms: tuple[str, ...]) -> No
     """Render a document in each form into `folder`."""
     for form in forms:
         name, render = REPORTERS[form]
-        results.write_text(folder / name, render(document))
+        publish.text(folder / name, render(document))
 
 
 def exit_code(document: Document) -> int:

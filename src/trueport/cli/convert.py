@@ -64,6 +64,7 @@ def convert(
         offline=offline,
         trust=trust,
     )
+    output.check_places(json=json, report=report)
     with output.progress(quiet=quiet, verbose=verbose) as progress:
         result = api.convert(
             source,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trueport import results
+from trueport import publish, results
 from trueport.cli import _output as output
 from trueport.errors import UsageError
 from trueport.report import REPORTERS
@@ -25,6 +25,7 @@ def report(
     for name in chosen:
         if name not in REPORTERS:
             raise UsageError(f"there is no report form '{name}'; there are {', '.join(REPORTERS)}")
+    publish.check_folder(out)
     output.write_report(results.read(result), out, chosen)
     for name in chosen:
         output.stdout().print(str(out / REPORTERS[name][0]), soft_wrap=True)

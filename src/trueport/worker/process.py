@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from trueport.errors import UntrustedError, UsageError
+from trueport.errors import BadModelError, UntrustedError
 from trueport.outcome import Failure, Kind, Ok, Outcome, Stage
 from trueport.worker import wire
 
@@ -159,7 +159,7 @@ class Worker:
     def run(self, job: Job) -> Outcome[Reply]:
         """Run one job to its end, whatever that is. After a Failure other than the tool's own error the worker is dead.
 
-        Raises NotAcceptedError, and UsageError or UntrustedError when the worker says that the file is at fault.
+        Raises NotAcceptedError, and BadModelError or UntrustedError when the worker says that the file is at fault.
         """
         if self.jobs:
             self._empty_log()
@@ -253,7 +253,7 @@ class Worker:
         if kind == "untrusted":
             raise UntrustedError(text)
         if kind == "bad-model":
-            raise UsageError(text)
+            raise BadModelError(text)
         sentence = _first_line(text)
         if name not in ("Unsupported", "InvalidOutput"):  # our own words, which need no class name before them
             sentence = f"{name}: {sentence}" if sentence else name
