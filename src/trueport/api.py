@@ -24,7 +24,7 @@ from trueport.errors import UntrustedError, UsageError
 from trueport.feeds import Feeds
 from trueport.frameworks import torch as torch_framework
 from trueport.outcome import Failure, Kind, Stage
-from trueport.session import Progress, Session, Settings, formats, framework_of
+from trueport.session import Progress, Session, Settings, formats, framework_of, runtime_toolchain
 
 FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
@@ -273,7 +273,7 @@ def parsed_routes(
 ) -> tuple[planning.Route, ...]:
     """Return the routes to try. Raises UsageError when the request names none that exists."""
     parsed = planning.parse_options(options)
-    legacy = is_legacy(model.format, model.path)
+    legacy = is_legacy(model)
     if route is not None:
         forced = planning.parse_route(route, precision=precision, options=parsed)
         if forced.source_format != model.format or forced.target_format != to:
@@ -289,10 +289,9 @@ def parsed_routes(
     return found
 
 
-def is_legacy(format: str, path: Path) -> bool:
+def is_legacy(model: Artifact) -> bool:
     """Tell whether this is a Keras 2 file, which only the tf_keras toolchain reads as it was meant."""
-    chooser = getattr(framework_of(format), "toolchain_for", None)
-    return chooser is not None and chooser(path) == "tf-keras"
+    return runtime_toolchain(model) == "tf-keras"
 
 
 def default_output(source: Model, model: Artifact, to: str) -> Path:

@@ -23,7 +23,7 @@ from trueport.envs import Environment, EnvStore, Variant, toolchains
 from trueport.errors import BadModelError, UsageError
 from trueport.feeds import Case
 from trueport.frameworks import FRAMEWORKS
-from trueport.frameworks._base import Step
+from trueport.frameworks._base import BadModel, Step
 from trueport.outcome import Failure, Ok, Outcome, Stage
 from trueport.worker.pool import DEFAULT_TIMEOUT, Pool, Reply
 
@@ -240,10 +240,18 @@ def formats() -> tuple[str, ...]:
 
 
 def runtime_toolchain(artifact: Artifact) -> str:
-    """Return the toolchain that runs this very file (a Keras 2 file needs another than a Keras 3 file)."""
+    """Return the toolchain that runs this very file (a Keras 2 file needs another than a Keras 3 file).
+
+    Raises UsageError for a damaged file.
+    """
     module = framework_of(artifact.format)
     chooser = getattr(module, "toolchain_for", None)
-    return str(chooser(artifact.path)) if chooser is not None else str(module.FORMATS[artifact.format])
+    if chooser is None:
+        return str(module.FORMATS[artifact.format])
+    try:
+        return str(chooser(artifact.path))
+    except BadModel as error:
+        raise UsageError(str(error)) from error
 
 
 def converter_of(step: Step) -> ModuleType:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from trueport import api
 from trueport import routes as planning
-from trueport.artifact import sniff
+from trueport.artifact import Artifact
 from trueport.cli import _output as output
 from trueport.errors import UsageError
 from trueport.session import formats
@@ -37,8 +37,8 @@ def routes(
     if source in formats() and not path.exists():
         start = source
     else:
-        start = sniff(path)
-        legacy = api.is_legacy(start, path)
+        model = Artifact.open(path)
+        start, legacy = model.format, api.is_legacy(model)
     targets = [to] if to is not None else [name for name in formats() if name not in (start, "fake")]
     for target in targets:
         found = planning.plan(start, target, legacy_keras=legacy, precision=precision)
