@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional, Protocol, TypedDict, Union
+from typing import Any, Callable, NamedTuple, Protocol, TypedDict, Union
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class BadModel(Exception):
 class _SpecBase(TypedDict):
     name: str
     dtype: str
-    shape: Optional[list[Dim]]
+    shape: list[Dim] | None
 
 
 class SpecDict(_SpecBase, total=False):
@@ -110,7 +110,7 @@ class Step(NamedTuple):
     """Declared precisions that option `precision` may ask for; the first is the default."""
     options: tuple[tuple[str, str], ...] = ()
     """(name, help) of every option it takes besides `precision`."""
-    max_opset: Optional[int] = None
+    max_opset: int | None = None
     """Highest ONNX opset it can read; the planner puts an opset conversion before it."""
     dynamic_shapes: bool = True
     """False: every dimension of the result is fixed (a batch size is baked in)."""
