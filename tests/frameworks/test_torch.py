@@ -230,10 +230,12 @@ def test_outputs_that_a_model_returns_by_name_keep_it(torch, form):
 
 def test_signature_of_torchscript_knows_what_the_file_knows(torch):
     signature = torch.call("signature", path=torch.model("mixed")["torchscript"], trust=False)
-    assert [spec["shape"] for spec in signature["inputs"]] == [[None, None]] * 3
+    assert [spec["shape"] for spec in signature["inputs"]] == [["batch", 5], ["batch", 3], ["batch", 6]]
     assert [spec["dtype"] for spec in signature["inputs"]] == ["float32", "int64", "float32"]
     assert signature["meta"]["example_shapes"]["words"] == [2, 3]
-    assert [len(spec["shape"]) for spec in signature["outputs"]] == [2, 2, 1]
+    assert [spec["shape"] for spec in signature["outputs"]] == [["batch", 6], ["batch", 6], ["batch"]]
+    fixed = torch.call("signature", path=torch.odd("fixed")["torchscript"], trust=False)
+    assert [spec["shape"] for spec in (*fixed["inputs"], *fixed["outputs"])] == [[2, 3], [6]]
 
 
 # ---- run ----

@@ -48,7 +48,7 @@ STEPS: tuple[Step, ...] = (
         tool="torch",
         rank=20,
         options=((_OPSET[0], f"{_OPSET[1]} (default 17, at most 20)"),),
-        note="declares axis 0 open, as TorchScript does not say which axes are",
+        note="axes other than the batch are fixed to those of the traced example",
     ),
     Step(
         name="torch-jit",
@@ -135,11 +135,16 @@ def _script_onnx(source: str, out: str, options: Mapping[str, Any], context: Con
 
     module = torch.jit.load(source, map_location="cpu").eval()
     args = tuple(_script_argument(spec, context) for spec in context["signature"]["inputs"])
-    axes = {
-        spec["name"]: {0: "batch"}
-        for spec in context["signature"]["inputs"]
-        if np.ndim(context["example"][spec["name"]])
-    }
+    axes = {}
+    for spec in context["signature"]["inputs"]:
+        shape = spec["shape"]
+        # Where the file does not say which axes are open, axis 0 is declared so.
+        known = {axis: size for axis, size in enumerate(shape or []) if isinstance(size, str)}
+        axes[spec["name"]] = known or (
+            {0: "batch"} if shape is None and np.ndim(context["example"][spec["name"]]) else {}
+        )
+    for spec in context["signature"]["outputs"]:
+        axes[spec["name"]] = {axis: size for axis, size in enumerate(spec["shape"] or []) if isinstance(size, str)}
     return _old_exporter(module, args, {}, out, options, context, axes)
 
 

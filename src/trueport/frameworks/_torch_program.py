@@ -27,7 +27,8 @@ from trueport.frameworks._base import (
     Untrusted,
 )
 from trueport.frameworks._torch_ops import ONNX_NAMES, TRANSPARENT
-from trueport.frameworks._torch_values import Grid, dtype_name, rounded_weight, tensor_of
+from trueport.frameworks._torch_values import Grid, dtype_name, is_float, native_name, rounded_weight, tensor_of
+from trueport.frameworks._torch_widen import demand_double, make_double
 
 Hook = Callable[[Any, Any], Any]
 """(fx node, value) -> the value to go on with; called for every input and operator in execution order."""
@@ -187,7 +188,7 @@ class Program:
             "producer": f"torch {version}".strip(),
             "torch": version,
             "precision": floats.most_common(1)[0][0] if floats else "float32",
-            "operators": dict(Counter(_native_name(node) for node in self._operators())),
+            "operators": dict(Counter(native_name(node) for node in self._operators())),
             "parameters": sum(p.numel() for p in parameters),
             "constraints": {name: list(bounds) for name, bounds in self.ranges().items()},
         }
@@ -216,7 +217,7 @@ class Program:
 
         found: dict[str, tuple[int, int]] = {}
         for node in self._operators():
-            name = _native_name(node)
+            name = native_name(node)
             if name in ("aten.embedding", "aten.embedding_bag", "aten._embedding_bag"):
                 source, rows = node.args[1], node.args[0].meta["val"].shape[0]
             elif name == "aten.one_hot" and len(node.args) > 1 and node.args[1] > 0:
@@ -266,7 +267,7 @@ class Program:
         return {"nodes": nodes, "inputs": inputs, "outputs": [name for _, name in self.outputs], "constants": constants}
 
     def _node(self, node: Any) -> NodeDict:
-        native = _native_name(node)
+        native = native_name(node)
         outputs = [name for name, _ in self._tensors(node)]
         inputs: list[str] = []
         for source in _references((node.args, node.kwargs)):
@@ -301,7 +302,7 @@ class Program:
             def run_node(self, node: Any) -> Any:
                 value = super().run_node(node)
                 if double:
-                    _demand_double(node, value)
+                    demand_double(node, value)
                 return hook(node, value) if hook is not None and node.op in ("placeholder", "call_function") else value
 
         arguments = [self._argument(node, row, double) for node in self.nodes if node.op == "placeholder"]
@@ -329,8 +330,8 @@ class Program:
             if node.name in self.constants or node.target is operator.getitem:
                 return value
             if isinstance(value, (tuple, list)):
-                return type(value)(act((node, i), item) if _is_float(item) else item for i, item in enumerate(value))
-            return act((node, None), value) if _is_float(value) else value
+                return type(value)(act((node, i), item) if is_float(item) else item for i, item in enumerate(value))
+            return act((node, None), value) if is_float(value) else value
 
         def see(key: Any, tensor: Any) -> Any:
             grids.setdefault(key, Grid()).see(tensor)
@@ -364,60 +365,8 @@ class Program:
         if self.precision == "float64":
             for module in self.module.modules():
                 if isinstance(module, torch.fx.GraphModule):
-                    _make_double(module)
+                    make_double(module)
             self.nodes = list(self.module.graph.nodes)
-
-
-def _make_double(module: Any) -> None:
-    """Rewrite one graph in place so that every cast to, and every creation of, a float is of float64."""
-    import torch
-
-    floats = (torch.float16, torch.bfloat16, torch.float32)
-
-    def wider(value: Any) -> Any:
-        return torch.float64 if value in floats else value
-
-    for node in list(module.graph.nodes):
-        if node.op != "call_function":
-            continue
-        name = _native_name(node)
-        if name == "aten._assert_tensor_metadata":
-            module.graph.erase_node(node)
-            continue
-        if str(node.target) == "aten.view.dtype" or name.startswith("quantized"):
-            raise Unsupported(f"float64: the operator {node.target} works on the bits of another dtype")
-        if "autocast" in name:
-            raise Unsupported("float64: the program switches automatic mixed precision on")
-        node.args = _map_dtypes(node.args, wider)
-        node.kwargs = _map_dtypes(node.kwargs, wider)
-    for value in [*module.buffers(recurse=False), *module.parameters(recurse=False)]:
-        if value.is_floating_point():
-            value.data = value.data.double()
-    module.recompile()
-
-
-def _map_dtypes(value: Any, change: Callable[[Any], Any]) -> Any:
-    import torch
-
-    if isinstance(value, torch.dtype):
-        return change(value)
-    if isinstance(value, (tuple, list)):
-        return type(value)(_map_dtypes(item, change) for item in value)
-    if isinstance(value, dict):
-        return {key: _map_dtypes(item, change) for key, item in value.items()}
-    return value
-
-
-def _demand_double(node: Any, value: Any) -> None:
-    for item in value if isinstance(value, (tuple, list)) else (value,):
-        if _is_float(item) and dtype_name(item.dtype) != "float64":
-            raise Unsupported(f"float64: '{node.name}' ({node.target}) gives {dtype_name(item.dtype)}")
-
-
-def _is_float(value: Any) -> bool:
-    import torch
-
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def _is_mutable(node: Any) -> bool:
@@ -427,15 +376,8 @@ def _is_mutable(node: Any) -> bool:
 
 def _checks(node: Any) -> bool:
     """Whether the operator only checks or marks, and has no result."""
-    name = _native_name(node)
+    name = native_name(node)
     return name.startswith(("aten._assert", "aten.sym_constrain", "aten._set_grad", "_C._set_grad"))
-
-
-def _native_name(node: Any) -> str:
-    """ "aten.conv2d" of aten.conv2d.default; a Python operator keeps its name ("mul")."""
-    target = node.target
-    packet = getattr(target, "overloadpacket", None)
-    return str(packet) if packet is not None else getattr(target, "__name__", str(target))
 
 
 def _value_of(result: Any) -> Any:
@@ -473,7 +415,7 @@ def _origins(node: Any) -> list[tuple[Any, int]]:
         if item.op == "placeholder":
             found.append((item, offset))
         elif item.op == "call_function":
-            name = _native_name(item)
+            name = native_name(item)
             if name in TRANSPARENT:
                 todo.append((item.args[0], offset))
             elif name in ("aten.add", "aten.sub") and isinstance(item.args[1], int) and not item.kwargs:

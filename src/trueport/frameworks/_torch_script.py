@@ -55,13 +55,15 @@ class Script:
         if not hasattr(self.module, "forward"):
             raise Unsupported(f"{path}: the TorchScript module has no method 'forward'")
         self.precision = precision
+        self._double = False
         self.examples: dict[str, list[int]] = {}
         self.schema = self.module._c._get_method("forward").schema
         self.stateful = _keeps_state(self.module.inlined_graph)
         self.inputs, self._calls = self._read_inputs(path)
-        self._outputs = self.outputs()
+        self._described, self._outputs = self._describe()
         if precision == "float64":
             self.module = _double(self.module, stateful=self.stateful)
+            self._double = True
         elif precision == "int8":
             raise Unsupported("int8 simulated: the values inside a TorchScript model cannot be reached")
         elif precision != "float32":
@@ -103,21 +105,43 @@ class Script:
 
     # ---- describing ----
 
-    def outputs(self) -> list[SpecDict]:
-        """The outputs: from one call on zeros where the example's shapes are known, else from the declared type alone."""
+    def _probe(self, more: int) -> dict[str, Any]:
+        """The outputs for zeros of the example's shapes, with axis 0 of every input longer by `more`; {} if it fails."""
         import torch
 
-        known = all(kind == "tensor" and name in self.examples for name, kind in self._calls)
-        if known and self.precision == "float32":
-            row = {spec["name"]: np.zeros(self.examples[spec["name"]], spec["dtype"]) for spec in self.inputs}
-            with contextlib.suppress(Exception), torch.inference_mode():
-                return [_output(name, value) for name, value in self.evaluate(row).items()]
+        sizes = {name: [shape[0] + more, *shape[1:]] if shape else [] for name, shape in self.examples.items()}
+        row = {spec["name"]: np.zeros(sizes[spec["name"]], spec["dtype"]) for spec in self.inputs}
+        with contextlib.suppress(Exception), torch.inference_mode():
+            return self.evaluate(row)
+        return {}
+
+    def _describe(self) -> tuple[list[SpecDict], list[SpecDict]]:
+        """(inputs, outputs) as the signature tells them.
+
+        A traced model is described by its example, with an open batch axis when it really runs at another size of it
+        and the outputs follow; other axes may be open too, which the file does not say. `run` takes any size.
+        """
+        if self._calls and all(kind == "tensor" and name in self.examples for name, kind in self._calls):
+            base = self._probe(0)
+            if base:
+                wider = self._probe(1)
+                batches = {shape[0] for shape in self.examples.values() if shape}
+                follow = all(_grows(value, wider.get(name)) for name, value in base.items())
+                is_open = bool(wider) and follow and len(batches) == 1
+                inputs = [spec.copy() for spec in self.inputs]
+                for spec in inputs:
+                    shape = self.examples[spec["name"]]
+                    spec["shape"] = ["batch", *shape[1:]] if is_open and shape else list(shape)
+                return inputs, [_output(name, value, is_open) for name, value in base.items()]
         (result,) = self.schema.returns
         count = _count(str(result.type)) or 1
-        return [{"name": f"output_{index}", "dtype": "float32", "shape": None} for index in range(count)]
+        plain: list[SpecDict] = [
+            {"name": f"output_{index}", "dtype": "float32", "shape": None} for index in range(count)
+        ]
+        return self.inputs, plain
 
     def signature(self) -> SignatureDict:
-        """Describe the model; see SignatureDict. Sizes are not known, at best the number of axes."""
+        """Describe the model; see SignatureDict. The sizes are the traced example's; those of a scripted model are unknown."""
         parameters = list(self.module.parameters())
         floats = Counter(dtype_name(p.dtype) for p in parameters if p.is_floating_point())
         meta = {
@@ -130,7 +154,7 @@ class Script:
             "stateful": self.stateful,
             "example_shapes": self.examples,
         }
-        return {"inputs": self.inputs, "outputs": self._outputs, "meta": meta}
+        return {"inputs": self._described, "outputs": self._outputs, "meta": meta}
 
     def graph(self) -> GraphDict:
         """The inlined graph; bodies of If and Loop count as one operator each."""
@@ -151,7 +175,7 @@ class Script:
     def evaluate(self, row: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Run once; output name -> tensor. Names of dictionary results are their keys."""
         module = copy.deepcopy(self.module) if self.stateful else self.module
-        double = self.precision == "float64"
+        double = self._double
         arguments = []
         for (name, kind), spec in zip(self._calls, self.inputs):
             value = np.asarray(row[name])
@@ -344,12 +368,22 @@ def _node(node: Any, renamed: Mapping[str, str]) -> NodeDict:
     }
 
 
-def _output(name: str, value: Any) -> SpecDict:
+def _output(name: str, value: Any, is_open: bool) -> SpecDict:
     import torch
 
     if isinstance(value, torch.Tensor):
-        return {"name": name, "dtype": dtype_name(value.dtype), "shape": [None for _ in value.shape]}
+        shape: list[Dim] = list(value.shape)
+        if is_open and shape:
+            shape[0] = "batch"
+        return {"name": name, "dtype": dtype_name(value.dtype), "shape": shape}
     return {"name": name, "dtype": _SCALARS[type(value).__name__], "shape": []}
+
+
+def _grows(value: Any, wider: Any) -> bool:
+    """Whether an output is longer by one on axis 0 and the same elsewhere."""
+    if not hasattr(value, "shape") or not hasattr(wider, "shape") or not value.dim() or value.dim() != wider.dim():
+        return False
+    return bool(wider.shape[0] == value.shape[0] + 1 and wider.shape[1:] == value.shape[1:])
 
 
 def _index_inputs(graph: Any, module: Any) -> dict[str, int]:

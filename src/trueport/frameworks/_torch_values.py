@@ -163,3 +163,17 @@ class Grid:
         scale = (self.high - self.low) / 255
         zero = round(-128 - self.low / scale)
         return ((tensor / scale).round() + zero).clamp(-128, 127).sub(zero).mul(scale).to(tensor.dtype)
+
+
+def is_float(value: Any) -> bool:
+    """Whether the value is a tensor of floats."""
+    import torch
+
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def native_name(node: Any) -> str:
+    """ "aten.conv2d" of aten.conv2d.default; a Python operator keeps its name ("mul")."""
+    target = node.target
+    packet = getattr(target, "overloadpacket", None)
+    return str(packet) if packet is not None else getattr(target, "__name__", str(target))
