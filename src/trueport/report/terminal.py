@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -54,22 +55,37 @@ def _table(*columns: tuple[str, str]) -> Table:
 
 
 def _routes(document: Document, console: Console) -> None:
-    table = _table(("step", ""), ("from → to", ""), ("outcome", ""), ("time", "right"), ("what happened", ""))
-    for attempt in document["tried"]:
-        for hop in attempt["hops"]:
-            word = wording.outcome(hop)
-            judged = hop["verdicts"]["original"]
-            why = hop["failure"]["message"] if hop["failure"] else (judged["reason"] if judged else "")
-            table.add_row(
-                Text(hop["step"]),
-                Text(f"{hop['source_format']} → {hop['target_format']}"),
-                Text(word, style=STYLES.get(word, "bold red")),
-                wording.seconds(hop["seconds"]),
-                Text(why),
-            )
-        table.add_section()
-    console.print(table)
+    """Print one line per hop, numbered by route, and under it, with the whole width, why it is not faithful."""
+    rows = [
+        (str(number) if place == 0 else "", hop)
+        for number, attempt in enumerate(document["tried"], 1)
+        for place, hop in enumerate(attempt["hops"])
+    ]
+    steps = max(len(hop["step"]) for _, hop in rows)
+    ways = max(len(_way(hop)) for _, hop in rows)
+    marks = max(len(mark) for mark, _ in rows)
+    for mark, hop in rows:
+        word = wording.outcome(hop)
+        line = Text(f"{mark:>{marks}}  {hop['step']:<{steps}}  {_way(hop):<{ways}}  ")
+        line.append(word, style=STYLES.get(word, "bold red"))
+        if hop["outcome"] == "ok":
+            line.append(f"  {wording.seconds(hop['seconds'])}", style="dim")
+        console.print(line, soft_wrap=True)
+        why = _why(hop)
+        if why:
+            console.print(Padding(Text(why, style="dim"), (0, 0, 0, marks + 4)))
     console.print()
+
+
+def _way(hop: Document) -> str:
+    return f"{hop['source_format']} → {hop['target_format']}"
+
+
+def _why(hop: Document) -> str:
+    if hop["failure"]:
+        return str(hop["failure"]["message"])
+    judged = hop["verdicts"]["original"]
+    return str(judged["reason"]) if judged and judged["verdict"] != "faithful" else ""
 
 
 def _outputs(verify: Document, console: Console) -> None:
