@@ -212,7 +212,8 @@ def _materialise(session: Session, factory: str, checkpoint: str | Path | None, 
         cure = " (see the log)" if done.kind == Kind.CRASHED else ""
         raise UsageError(f"{factory} does not give a usable model ({done.kind}): {done.message}{cure}")
     made = out if out.exists() else out.with_suffix(".pt")
-    extra = {} if variant_python is None else {"python": str(variant_python)}
+    extra: dict[str, Any] = {} if variant_python is None else {"python": str(variant_python)}
+    extra["notes"] = list(done.value.value["meta"].get("notes", ()))
     if checkpoint is not None:
         extra["checkpoint"] = str(Path(checkpoint).absolute())
     return Artifact.open(made, made_by={"factory": factory, "versions": dict(done.value.versions), **extra})

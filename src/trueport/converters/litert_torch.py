@@ -87,7 +87,7 @@ def _named(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], names: li
 
 
 def _quantise(source: str, out: str, precision: str, context: ConvertContext) -> None:
-    from ai_edge_quantizer import quantizer, recipe  # type: ignore[import-not-found]
+    from ai_edge_quantizer import quantizer, recipe
 
     recipes = {"float16": _float16, "int8-dynamic": recipe.dynamic_wi8_afp32, "int8": recipe.static_wi8_ai8}
     if precision not in recipes:
