@@ -23,7 +23,7 @@ from trueport.conversion import Conversion
 from trueport.errors import UntrustedError, UsageError
 from trueport.feeds import Feeds
 from trueport.frameworks import torch as torch_framework
-from trueport.outcome import Failure, Kind, Stage
+from trueport.outcome import Failure, Kind, Ok, Stage
 from trueport.session import Progress, Session, Settings, formats, framework_of, runtime_toolchain
 
 FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
@@ -91,7 +91,7 @@ def convert(
         publish.check_model(target, model.path, to, folder=not framework_of(to).SUFFIXES[to])
         given = open_feeds(active, model, inputs, labels=labels, preprocess=preprocess, limit=limit)
         return conversion.convert(
-            active, model, chosen, given, out=target, precision=precision, check=check, task=task, max_routes=max_routes
+            active, model, chosen, given, out=target, check=check, task=task, max_routes=max_routes
         )
 
 
@@ -254,7 +254,7 @@ def open_feeds(
     if inputs is None:
         if labels is not None:
             raise UsageError("--labels needs --inputs: generated inputs have no labels")
-        return feeds.generate(signature.value, seed=session.settings.seed)
+        return _generated(session, model, signature.value)
     if isinstance(inputs, Mapping):
         return feeds.from_arrays(inputs, signature.value, seed=session.settings.seed)
     return replace(
@@ -267,6 +267,24 @@ def open_feeds(
         ),
         seed=session.settings.seed,
     )
+
+
+SPANS = (9, 3, 1, 0)
+"""Spans of free integers that are tried, largest first: indices into something whose size the graph does not show."""
+
+
+def _generated(session: Session, model: Artifact, signature: Signature) -> Feeds:
+    """Generate inputs; integers whose legal range is unknown span as much as the source itself takes."""
+    first = feeds.generate(signature, seed=session.settings.seed)
+    if not feeds.has_free_integers(signature):
+        return first
+    for span in SPANS:
+        given = feeds.generate(signature, seed=session.settings.seed, ids=span)
+        ran = session.run(model, given.of_kind("data"))
+        if isinstance(ran, Ok) and not ran.value.failures:
+            session.release(ran.value)
+            return given
+    return first  # it fails for another reason, which the verdict will tell
 
 
 def parsed_routes(

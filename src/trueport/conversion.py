@@ -7,6 +7,7 @@ one is tried; hops that routes share are converted once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -104,7 +105,6 @@ def convert(
     given: Feeds,
     *,
     out: Path,
-    precision: str = "float32",
     check: bool = True,
     task: str = "auto",
     max_routes: int = 6,
@@ -129,7 +129,7 @@ def convert(
     attempts: list[Attempt] = []
     for number, route in enumerate(routes[:max_routes], 1):
         session.progress(f"route {number} of {min(len(routes), max_routes)}: {route.name}")
-        attempts.append(work.attempt(route, precision))
+        attempts.append(work.attempt(route))
         if _good_enough(attempts[-1], check):
             break
     chosen = _best(attempts)
@@ -175,15 +175,19 @@ def _good_enough(attempt: Attempt, check: bool) -> bool:
 
 
 def _best(attempts: Sequence[Attempt]) -> Attempt | None:
+    """Return the finished attempt with the best verdict; among equals the one that lacks fewer outputs, then the nearest."""
     order = {Verdict.FAITHFUL: 0, Verdict.DEVIATES: 1, Verdict.FLAKY: 2, Verdict.INCOMPARABLE: 3}
 
-    def badness(attempt: Attempt) -> tuple[int, float]:
+    def badness(attempt: Attempt) -> tuple[int, int, float]:
         verification = attempt.verification
         if verification is None:
-            return 4, 0.0
-        ratios = [output.ratio for output in verification.comparison.outputs]
-        worst = max((ratio for ratio in ratios if ratio == ratio), default=0.0)
-        return order[verification.verdict], worst
+            return 4, 0, 0.0
+        comparison = verification.comparison
+        outputs = comparison.outputs
+        spoilt = [output for output in outputs if output.target_nonfinite > output.source_nonfinite]
+        ratios = [math.inf if math.isnan(output.ratio) else output.ratio for output in outputs]
+        lost = len(comparison.unpaired_source) + len(spoilt)
+        return order[verification.verdict], lost, max(ratios, default=math.inf)
 
     finished = [attempt for attempt in attempts if attempt.output is not None]
     return min(finished, key=badness, default=None)
@@ -202,7 +206,7 @@ class Workbench:
     done: dict[tuple[Any, ...], HopResult] = field(default_factory=dict)
     references: dict[Path, Reference] = field(default_factory=dict)
 
-    def attempt(self, route: Route, precision: str) -> Attempt:
+    def attempt(self, route: Route) -> Attempt:
         """Convert along a route until its end or the first failure; hops done before are not done again."""
         current = self.original.artifact
         results: list[HopResult] = []
@@ -211,7 +215,7 @@ class Workbench:
             for actual in self._with_opset(hop, current):
                 key = (*key, (actual.step.name, tuple(sorted(actual.options.items()))))
                 if key not in self.done:
-                    self.done[key] = self._hop(actual, current, precision)
+                    self.done[key] = self._hop(actual, current)
                 results.append(self.done[key])
                 outcome = results[-1].outcome
                 if isinstance(outcome, Failure):
@@ -227,7 +231,7 @@ class Workbench:
         before = lower_opset(hop, opset)
         return [hop] if before is None else [before, hop]
 
-    def _hop(self, hop: Hop, current: Artifact, precision: str) -> HopResult:
+    def _hop(self, hop: Hop, current: Artifact) -> HopResult:
         self.session.progress(f"{hop.step.name}: {current.format} → {hop.step.target_format}")
         converted = self._convert(hop, current)
         if isinstance(converted, Failure):
@@ -239,7 +243,7 @@ class Workbench:
             versions=reply.versions,
             notes=tuple((reply.value or {}).get("notes", ())),
         )
-        return self._judge(result, artifact, current, precision) if self.check else result
+        return self._judge(result, artifact, current) if self.check else result
 
     def _convert(self, hop: Hop, current: Artifact) -> Outcome[tuple[Artifact, Reply]]:
         session, step = self.session, hop.step
@@ -314,9 +318,11 @@ class Workbench:
             )
         return Ok(artifact)
 
-    def _judge(self, result: HopResult, artifact: Artifact, current: Artifact, precision: str) -> HopResult:
+    def _judge(self, result: HopResult, artifact: Artifact, current: Artifact) -> HopResult:
         step = result.hop.step
-        declared = precision if result.hop.options.get("precision") == precision or _declared(current) else "float32"
+        declared = result.hop.options.get("precision", "float32")
+        if declared == "float32":  # a later hop does not give back what an earlier one rounded
+            declared = str(current.made_by.get("precision", "float32"))
         if declared != "float32":
             artifact = replace(artifact, made_by={**artifact.made_by, "precision": declared})
             result = replace(result, outcome=Ok(artifact, _seconds(result.outcome)))
