@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from trueport.artifact import Signature, TensorSpec
 from trueport.errors import UsageError
-from trueport.feeds import fields, generate
+from trueport.feeds import fields, generate, has_free_integers
 from trueport.feeds.dims import batch_axes, channel_axis, resolve
 
 
@@ -228,9 +228,23 @@ def test_integer_probes_shift_and_repeat_where_no_range_is_known():
     feeds = generate(signature(spec("v", "int64", (15,))), seed=0)
     assert (case(feeds, "data").inputs["v"] >= 0).all()
     assert case(feeds, "probe-negative-integers").inputs["v"][0].tolist() == list(range(-7, 8))
-    duplicates, negative = case(feeds, "probe-indices").inputs["v"]
-    assert len(set(duplicates.tolist())) < len(duplicates)
-    assert negative.min() == -1
+    some, all_but_one = case(feeds, "probe-duplicates").inputs["v"]
+    assert set(some.tolist()) == {0, 1}
+    assert all_but_one.tolist() == [0] * 14 + [1]
+    assert case(feeds, "probe-negative-indices").inputs["v"].min() == -1
+    large = case(feeds, "probe-large-integers").inputs["v"]
+    assert large.min() >= 0
+    assert large.max() > 500
+
+
+def test_the_span_of_integers_of_unknown_range_is_the_callers():
+    model = signature(spec("i", "int64", (50,)), spec("known", "int64", (50,), maximum=30))
+    assert has_free_integers(model)
+    assert not has_free_integers(signature(spec("known", "int64", (5,), maximum=30), spec("mask", "int64", (5,))))
+    for span in (9, 3, 0):
+        data = case(generate(model, seed=0, ids=span), "data").inputs
+        assert (data["i"].min(), data["i"].max()) == (0, span)
+        assert data["known"].max() == 30
 
 
 @pytest.mark.parametrize(
@@ -249,8 +263,17 @@ def test_no_negative_integers_where_they_may_be_illegal(given_spec):
 
 def test_boolean_masks_are_probed_with_everything_hidden():
     feeds = generate(signature(spec("x", "float32", (1, 4, 8)), spec("mask", "bool", (1, 4))), seed=0)
-    assert not case(feeds, "probe-masked").inputs["mask"].any()
+    assert not case(feeds, "probe-masked").inputs["mask"][0].any()
     assert case(feeds, "probe-zeros").inputs["mask"].all()
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int64", "int32"])
+def test_masks_are_probed_with_padding_on_the_left(dtype):
+    feeds = generate(signature(spec("x", "float32", (1, 4, 8)), spec("attention_mask", dtype, (2, 40))), seed=0)
+    left = case(feeds, "probe-masked").inputs["attention_mask"][1].astype(int)
+    assert (np.diff(left, axis=-1) >= 0).all()
+    assert left[:, -1].all()
+    assert not left[:, 0].all()
 
 
 def test_text_input():

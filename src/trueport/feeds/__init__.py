@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trueport.feeds.arrange import from_arrays
 from trueport.feeds.arrays import peek
-from trueport.feeds.generate import generate
+from trueport.feeds.generate import generate, has_free_integers
 from trueport.feeds.jitter import jitter
 from trueport.feeds.labels import load_labels
 from trueport.feeds.load import load
@@ -17,6 +17,7 @@ __all__ = [
     "Feeds",
     "from_arrays",
     "generate",
+    "has_free_integers",
     "jitter",
     "load",
     "load_labels",

@@ -43,6 +43,7 @@ class _Slot:
     shape: tuple[int, ...]
     batch: int | None
     length: int
+    ids: int = FREE_IDS[1]
 
     @property
     def low(self) -> int:
@@ -53,8 +54,8 @@ class _Slot:
 
     @property
     def high(self) -> int:
-        """Largest legal integer, or nine above the smallest where the graph shows no end."""
-        return self.low + FREE_IDS[1] if self.spec.maximum is None else self.spec.maximum
+        """Largest legal integer, or `ids` above the smallest where the graph shows no end."""
+        return self.low + self.ids if self.spec.maximum is None else self.spec.maximum
 
     @property
     def may_be_negative(self) -> bool:
@@ -77,26 +78,28 @@ def generate(
     length: int = LENGTH,
     image: int = IMAGE,
     sizes: Mapping[str, int] | None = None,
+    ids: int = FREE_IDS[1],
 ) -> Feeds:
     """Generate inputs for a model; the same arguments give the same bytes on every platform.
 
     runs: of the case "data"; the cases at other scales get half of them, at least two.
     batch: the other batch size, where the batch is open. length, image, sizes: see `feeds.dims.resolve`.
+    ids: span of the integers of an input whose legal range the graph does not show.
     Raises UsageError for an input of unknown rank or of a dtype that cannot be generated.
     """
     if runs < 1 or batch < 1:
         raise UsageError(f"the number of runs and the batch size must be at least 1, not {runs} and {batch}")
     one = resolve(signature, batch=1, length=length, image=image, sizes=sizes)
     cases = [
-        _case(signature, one, name, "data", fill, runs if name == "data" else max(2, runs // 2), seed)
+        _case(signature, one, name, "data", fill, runs if name == "data" else max(2, runs // 2), seed, ids)
         for name, fill in _data_fills(signature).items()
     ]
     if batch > 1 and any(axis is not None for axis in batch_axes(signature).values()):
         many = resolve(signature, batch=batch, length=length, image=image, sizes=sizes)
         if many.shapes != one.shapes:
-            cases.append(_case(signature, many, f"batch-{batch}", "batch", _centred, 2, seed))
+            cases.append(_case(signature, many, f"batch-{batch}", "batch", _centred, 2, seed, ids))
     cases += [
-        _case(signature, one, f"probe-{name}", "probe", fill, count, seed)
+        _case(signature, one, f"probe-{name}", "probe", fill, count, seed, ids)
         for name, (fill, count, needed) in PROBES.items()
         if any(needed(slot) for slot in _slots(signature, one))
     ]
@@ -111,7 +114,18 @@ def _samples(case: Case, sizes: Sizes) -> int:
     return case.runs
 
 
-def _slots(signature: Signature, sizes: Sizes) -> list[_Slot]:
+def has_free_integers(signature: Signature) -> bool:
+    """Tell whether some input takes integers of whose legal range neither the graph nor the input's name says anything."""
+    return any(
+        (dtype := value_dtype(spec)) is not None
+        and dtype.kind in "iu"
+        and spec.maximum is None
+        and _named(spec.name) is None
+        for spec in signature.inputs
+    )
+
+
+def _slots(signature: Signature, sizes: Sizes, ids: int = FREE_IDS[1]) -> list[_Slot]:
     lengths = [shape[1] for shape in sizes.shapes.values() if len(shape) >= 2]
     found = []
     for spec in signature.inputs:
@@ -121,14 +135,14 @@ def _slots(signature: Signature, sizes: Sizes) -> list[_Slot]:
                 f"input {spec.name} has dtype {spec.dtype}, which cannot be generated; give it with --inputs"
             )
         shape = sizes.shapes[spec.name]
-        found.append(_Slot(spec, dtype, shape, sizes.axes[spec.name], max(lengths, default=1)))
+        found.append(_Slot(spec, dtype, shape, sizes.axes[spec.name], max(lengths, default=1), ids))
     return found
 
 
-def _case(signature: Signature, sizes: Sizes, name: str, kind: str, fill: Fill, runs: int, seed: int) -> Case:
+def _case(signature: Signature, sizes: Sizes, name: str, kind: str, fill: Fill, runs: int, seed: int, ids: int) -> Case:
     """Fill every input of one case. Each input of each case has a stream of its own, so that adding one changes no other."""
     inputs = {}
-    for number, slot in enumerate(_slots(signature, sizes)):
+    for number, slot in enumerate(_slots(signature, sizes, ids)):
         rng = np.random.Generator(np.random.PCG64([seed, number, *name.encode()]))
         values = [_legal(slot, fill(slot, rng, run)) for run in range(runs)]
         inputs[slot.spec.name] = np.stack(values)
@@ -310,21 +324,39 @@ def _negative_integers(slot: _Slot, rng: np.random.Generator, run: int) -> np.nd
 
 
 def _masked(slot: _Slot, rng: np.random.Generator, run: int) -> np.ndarray:
-    """A boolean mask that hides everything, as of a fully padded row."""
-    return np.zeros(slot.shape, dtype=bool) if _is_flag_mask(slot) else _centred(slot, rng, run)
+    """Run 0: a mask that hides everything, as of a fully padded row; run 1: one padded on the left, whose first
+    positions a causal model leaves with nothing to look at."""
+    if not _is_mask(slot):
+        return _centred(slot, rng, run)
+    valid = fields.prefix(rng, slot.shape)
+    return np.zeros(slot.shape) if run == 0 or not slot.shape else np.flip(valid, axis=-1)
 
 
-def _is_flag_mask(slot: _Slot) -> bool:
-    return slot.dtype.kind == "b" and _named(slot.spec.name) == "mask"
+def _is_mask(slot: _Slot) -> bool:
+    return slot.dtype.kind in "biu" and _named(slot.spec.name) == "mask"
 
 
-def _indices(slot: _Slot, rng: np.random.Generator, run: int) -> np.ndarray:
-    """Run 0: every index twice; run 1: -1 among small indices, which counts from the end."""
+def _duplicates(slot: _Slot, rng: np.random.Generator, run: int) -> np.ndarray:
+    """Every index twice or more often: 0, 0, 1, 1, 0, 0, ... in run 0, all 0 but the last in run 1."""
     if not slot.may_be_negative:
         return _centred(slot, rng, run)
-    size = int(np.prod(slot.shape, dtype=np.int64))
-    values = np.arange(size) // 2 % 2
-    return (values if run == 0 else values - (np.arange(size) % 3 == 0)).reshape(slot.shape)
+    place = np.arange(int(np.prod(slot.shape, dtype=np.int64)))
+    return (place // 2 % 2 if run == 0 else place == place.size - 1).reshape(slot.shape)
+
+
+def _negative_indices(slot: _Slot, rng: np.random.Generator, run: int) -> np.ndarray:
+    """-1 among small indices, which counts from the end. A case of its own, because many a model refuses it."""
+    if not slot.may_be_negative:
+        return _centred(slot, rng, run)
+    place = np.arange(int(np.prod(slot.shape, dtype=np.int64)))
+    return (place // 2 % 2 - (place % 3 == 0)).reshape(slot.shape)
+
+
+def _large_integers(slot: _Slot, rng: np.random.Generator, run: int) -> np.ndarray:
+    """Up to 1000, far from the small integers of the data: still harmless where an integer is a size."""
+    if not slot.may_be_negative:
+        return _centred(slot, rng, run)
+    return rng.integers(0, min(1000, np.iinfo(slot.dtype).max), size=slot.shape, endpoint=True)
 
 
 PROBES: Mapping[str, tuple[Fill, int, Callable[[_Slot], bool]]] = {
@@ -334,7 +366,9 @@ PROBES: Mapping[str, tuple[Fill, int, Callable[[_Slot], bool]]] = {
     "constant": (_constant, 1, lambda slot: slot.dtype.kind in "fciub"),
     "spike": (_spike, 1, lambda slot: slot.dtype.kind in "fc"),
     "negative-integers": (_negative_integers, 2, lambda slot: slot.may_be_negative),
-    "masked": (_masked, 1, _is_flag_mask),
-    "indices": (_indices, 2, lambda slot: slot.may_be_negative and len(slot.shape) >= 1),
+    "large-integers": (_large_integers, 2, lambda slot: slot.may_be_negative),
+    "masked": (_masked, 2, _is_mask),
+    "duplicates": (_duplicates, 2, lambda slot: slot.may_be_negative and len(slot.shape) >= 1),
+    "negative-indices": (_negative_indices, 1, lambda slot: slot.may_be_negative and len(slot.shape) >= 1),
 }
 """Name -> (values, runs, whether an input calls for it)."""

@@ -143,7 +143,8 @@ _DUNDER = re.compile(r"__(?!and__|or__|xor__|[ir]?(lshift|rshift|and|or|xor)__)\
 _EXPRESSION = re.compile(
     r"(?:[\s+\-*/%(),<>=!&|~]|\d+\.?\d*(?:e[+-]?\d+)?(?!\w)|'[a-z]{1,4}\d+'"
     r"|\b(?:Symbol|Integer|Float|Rational|True|False|positive|nonnegative|negative|integer|real|finite|oo|int_oo|zoo|nan"
-    r"|[suzf]{1,4}\d+|Max|Min|Mod|Mul|Add|Pow|Abs|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not|Xor|Piecewise|floor|ceiling|sqrt"
+    r"|[suzf]{1,4}\d+|Max|Min|Mod|Mul|Add|Pow|Abs|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not|Xor|ITE|Piecewise|floor|ceiling|sqrt"
+    r"|Equality|Unequality|LessThan|GreaterThan|StrictLessThan|StrictGreaterThan|true|false"
     r"|PythonMod|ModularIndexing|Where|FloorDiv|CleanDiv|CeilDiv|CeilToInt|FloorToInt|TruncToInt|RoundToInt|TruncToFloat"
     r"|RoundDecimal|ToFloat|Identity|LShift|RShift|PowByNatural|FloatPow|FloatTrueDiv|IntTrueDiv|BitwiseFn_\w+"
     r"|IsNonOverlappingAndDenseIndicator|OpaqueUnaryFn_\w+)\b)*"
