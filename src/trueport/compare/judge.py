@@ -150,6 +150,8 @@ def _measure(judged: Judged, evidence: Evidence, ready: Mapping[str, tuple[Value
             least[case] = noise.minimum(spreads[case], dtypes(source)[0], dtypes(target)[0])
             limit = noise.gross(spreads[case], dtypes(source)[0])
             floors[case] = noise.measure(source, ways, spreads[case], least[case], limit)
+            if evidence.reduced and pair.target in evidence.grids:
+                floors[case] = noise.stored(floors[case], source, evidence.grids[pair.target])
             if evidence.kinds[case] != "probe" and not evidence.reduced:
                 relative = over(least[case].rms, spreads[case].rms)
                 slices[case] = worst_slice(source, target, ways, relative, floors[case])
@@ -207,6 +209,7 @@ def report(judged: Judged, declared: str) -> OutputReport:
     total = sum((result.difference for result in plain.values()), Difference())
     counted = {case: r for case, r in results.items() if r.kind != "probe" or declared == FULL_PRECISION}
     counted = {case: r for case, r in counted.items() if r.difference.finite} or results
+    counted = {case: r for case, r in counted.items() if not r.swamped} or counted  # a drowned case is no evidence
     case = max(counted, key=lambda name: counted[name].strain, default=None)
     worst = None if case is None else counted[case]
     place = () if worst is None else worst.difference.worst or worst.difference.nonfinite_at or ()
@@ -248,6 +251,7 @@ def _details(result: CaseResult) -> dict[str, float]:
         "ratio": result.ratio,
         "ratio_rms": result.ratio_rms,
         "ratio_max": result.ratio_max,
+        "ratio_slice": math.nan if result.worst_slice is None else result.worst_slice.ratio,
         "max_abs": found.max_abs,
         "signal": result.spread.dev,
         "magnitude": result.spread.rms,

@@ -1,0 +1,1 @@
+"""Parts of the noise floor benchmark: trials, planted faults, tables."""
