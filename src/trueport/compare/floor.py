@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -48,6 +49,10 @@ GROSS_ROUNDINGS = 64.0
 OUTLIER = 30.0
 """A way that moves an output this many times further than the median of the others is not like them. Kernels, threads,
 jitter and float64 were seen within a factor of ten of each other."""
+
+LEAST_STEPS = 32
+"""Steps that a sound 8-bit grid has over the values: calibration gives about 255, and a softmax that is bound to steps
+of 1/256 still has 32 when no probability passes 1/8. Fewer would let a badly calibrated output excuse itself."""
 
 SIMULATED = "simulated "
 """Prefix of `FloorRun.how` for the source evaluated at a declared, reduced precision."""
@@ -146,6 +151,34 @@ def measure(source: Value, ways: Mapping[str, Value], spread: Spread, least: Flo
         ways=tuple(used) or least.ways,
         notes=tuple(notes),
     )
+
+
+def stored(floor: Floor, source: Value, quantization: Mapping[str, Any]) -> Floor:
+    """Widen a simulated floor by what storing the result on the target's own output grid costs.
+
+    A simulation takes its grid from the data, the target may be bound to another: TFLite's int8 softmax always has
+    steps of 1/256 and ends at 255/256, so a probability of 1 comes out as 0.9961. quantization: "scale" (one step),
+    "zero_point" and "dtype" of the target's output. No element is excused by more than one step, for a grid that is too
+    short for the values is a fault, and a grid of fewer than LEAST_STEPS over the values excuses nothing.
+    """
+    scale, info = quantization.get("scale"), np.iinfo(quantization.get("dtype", "int8"))
+    if not floor.simulated or not isinstance(scale, float) or not 0.0 < scale < math.inf:
+        return floor
+    parts = [source] if isinstance(source, np.ndarray) else source
+    extent = max(float(part.max()) for part in parts) - min(float(part.min()) for part in parts)
+    if not scale * LEAST_STEPS <= extent:
+        return floor
+    zero = int(quantization.get("zero_point", 0))
+
+    def on_grid(array: np.ndarray) -> np.ndarray:
+        steps = np.clip(np.rint(array.astype(np.float64) / scale) + zero, info.min, info.max) - zero
+        return np.asarray(array + np.clip(steps * scale - array, -scale, scale), dtype=array.dtype)
+
+    moved = on_grid(source) if isinstance(source, np.ndarray) else [on_grid(part) for part in parts]
+    apart = difference(source, moved)
+    if not apart.finite:
+        return floor
+    return replace(floor, rms=max(floor.rms, apart.rms), max=max(floor.max, apart.max_abs))
 
 
 def measure_exact(source: Value, ways: Mapping[str, Value]) -> Floor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from trueport.artifact import Signature
 from trueport.compare.channels import Slice
@@ -68,6 +69,8 @@ class Evidence:
     repeat_source: RunSet | None
     repeat_target: RunSet | None
     declared: str
+    grids: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Target output -> "scale", "zero_point" and "dtype" of the integers that it is stored as."""
 
     @property
     def reduced(self) -> bool:

@@ -75,6 +75,7 @@ def compare(
         repeat_source=repeat_source,
         repeat_target=repeat_target,
         declared=declared_precision,
+        grids={spec.name: spec.quantization for spec in target_signature.outputs if spec.quantization},
     )
     judged = [judge(pair, evidence) for pair in pairing.pairs]
     findings += _unpaired(pairing)
@@ -261,7 +262,11 @@ def _decide(
         f"{worst['source_label']} to {worst['target_label']} in run {worst['run']} of case '{worst['case']}' "
         f"(margin {worst['margin']:.2g})"
     )
-    return decisions, [Finding(verdict=Verdict.DEVIATES, text=text, weight=0.0, numeric=True)]
+    verdict = Verdict.DEVIATES
+    if evidence.reduced and not all(usable[name].results[case].floor.simulated for case in cases[name]):
+        text += f"; the source could not be evaluated at {evidence.declared}, so rounding cannot be told from a fault"
+        verdict = Verdict.INCOMPARABLE
+    return decisions, [Finding(verdict=verdict, text=text, weight=0.0, numeric=True)]
 
 
 def _sides(pair: Pair, evidence: Evidence, case: str) -> tuple[Value, Value]:
