@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from trueport import routes
@@ -61,7 +63,7 @@ def test_fewer_hops_come_first_then_reliability_then_the_name(world):
 
 def test_no_route_is_longer_than_the_limit(world):
     names = "abcde"
-    world(*(step(f"{x}-{y}", x, y) for x, y in zip(names, names[1:], strict=False)))
+    world(*(step(f"{x}-{y}", x, y) for x, y in pairwise(names)))
     assert MAX_HOPS == 3
     assert [one.name for one in plan("a", "d")] == ["a-b,b-c,c-d"]
     assert plan("a", "e") == ()
