@@ -25,8 +25,8 @@ from trueport.compare.values import Value, dtypes, kind_of, normalise, permuted,
 from trueport.errors import UsageError
 from trueport.outcome import Failure, Kind
 
-NOT_THE_MODEL = (Kind.UNAVAILABLE, Kind.TIMED_OUT, Kind.OUT_OF_MEMORY)
-"""Failures that say something about this machine and its limits, not about what the target computes."""
+NOT_THE_MODEL = (Kind.UNAVAILABLE, Kind.UNSUPPORTED, Kind.TIMED_OUT, Kind.OUT_OF_MEMORY)
+"""Failures that say something about this machine, its runtime and its limits, not about what the target computes."""
 
 SEARCHED_OUTPUTS = 32
 """Outputs beyond which it is not searched whether they are in another order: the search is quadratic."""

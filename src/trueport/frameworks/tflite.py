@@ -234,6 +234,10 @@ def _carries_state(model: Model) -> bool:
     return any(operator.code in ("VAR_HANDLE", "HASHTABLE") for operator in model.all_operators())
 
 
+_NO_KERNEL = ("unresolved custom op", "not currently supported", "supported currently", "currently not supported")
+"""What LiteRT says of an operator, or of a type in one, that it has no kernel for; the file itself may be right."""
+
+
 def run(path: str, cases: Mapping[str, Arrays], *, precision: str, variant: str, trust: bool) -> dict[str, RunResult]:
     """Run every case, R calls each from the initial state.
 
@@ -250,8 +254,11 @@ def run(path: str, cases: Mapping[str, Arrays], *, precision: str, variant: str,
     for name, arrays in cases.items():
         try:
             results[name] = _run_case(model, variant, arrays)
-        except RuntimeError:  # after a failed allocation an interpreter stays broken
+        except RuntimeError as error:  # after a failed allocation an interpreter stays broken
             _shared_session.cache_clear()
+            if any(words in str(error).lower() for words in _NO_KERNEL):
+                first = str(error).strip().splitlines()[0]
+                raise Unsupported(f"LiteRT has no kernel for this model: {first}") from error
             raise
     return results
 
