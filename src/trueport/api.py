@@ -83,9 +83,11 @@ def convert(
     """
     if to not in formats():
         raise UsageError(f"the format '{to}' is not known; known are {', '.join(sorted(formats()))}")
+    verification.check_request(task, precision)
     with open_session(session, settings, progress) as active:
         given_inputs = inputs if isinstance(inputs, Mapping) else None
-        model = open_model(active, source, source_format, checkpoint, example_inputs or given_inputs or inputs)
+        example = _example(example_inputs or given_inputs or inputs, preprocess)
+        model = open_model(active, source, source_format, checkpoint, example)
         chosen = parsed_routes(model, to, route=route, options=options, precision=precision)
         target = Path(out) if out is not None else default_output(source, model, to)
         publish.check_model(target, model.path, to, folder=not framework_of(to).SUFFIXES[to])
@@ -114,8 +116,9 @@ def verify(
     progress: Progress | None = None,
 ) -> Verification:
     """Tell whether `target` computes what `source` computes; the arguments are those of `convert`."""
+    verification.check_request(task, precision)
     with open_session(session, settings, progress) as active:
-        example = example_inputs if example_inputs is not None else inputs
+        example = _example(example_inputs if example_inputs is not None else inputs, preprocess)
         model = open_model(active, source, source_format, checkpoint, example)
         twin = open_model(active, target, target_format, None, example)
         given = open_feeds(active, model, inputs, labels=labels, preprocess=preprocess, limit=limit)
@@ -225,14 +228,25 @@ def _own(python: Path) -> Any:
     return Variant(python=python)
 
 
-def _example_arrays(example: Any) -> dict[str, np.ndarray] | None:
+def _example(given: Any, preprocess: str | None) -> Any:
+    """Return what to trace a model with: of a folder of pictures the first one, preprocessed, else what was given."""
+    if not isinstance(given, (str, Path)) or not Path(given).is_dir():
+        return given
+    picture = feeds.first_picture(Path(given), preprocess)
+    return None if picture is None else (picture,)
+
+
+def _example_arrays(example: Any) -> dict[str, np.ndarray] | list[np.ndarray] | None:
     """Return one sample of each array of an .npz, or of a mapping: enough to trace a model with."""
+    if isinstance(example, (list, tuple)):
+        return [np.asarray(value) for value in example]
     if isinstance(example, Feeds):
         return {name: np.array(array[0]) for name, array in example.cases[0].inputs.items()}
     if isinstance(example, Mapping):
         return {name: np.asarray(array)[:1] for name, array in example.items()}
     if isinstance(example, (str, Path)) and Path(example).suffix in (".npz", ".npy"):
-        return feeds.peek(Path(example))
+        arrays = feeds.peek(Path(example))
+        return list(arrays.values()) if Path(example).suffix == ".npy" else arrays  # a single array has no name
     return None
 
 

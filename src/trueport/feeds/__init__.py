@@ -8,6 +8,7 @@ from trueport.feeds.generate import generate, has_free_integers
 from trueport.feeds.jitter import jitter
 from trueport.feeds.labels import load_labels
 from trueport.feeds.load import load
+from trueport.feeds.pictures import first_picture
 from trueport.feeds.restrict import restrict
 from trueport.feeds.store import open_saved, save
 from trueport.feeds.types import Case, Feeds
@@ -15,6 +16,7 @@ from trueport.feeds.types import Case, Feeds
 __all__ = [
     "Case",
     "Feeds",
+    "first_picture",
     "from_arrays",
     "generate",
     "has_free_integers",

@@ -54,6 +54,22 @@ def load_pictures(
     )
 
 
+def first_picture(folder: Path, described: Preprocess | str | Path | None) -> np.ndarray | None:
+    """One preprocessed picture with its batch axis, [1, ...], for a model whose signature is not known yet.
+
+    None without a description, because there is no shape to derive one from.
+    """
+    files = pictures_in(folder)
+    if described is None:
+        described = next((folder / name for name in preprocessing.FILES if (folder / name).is_file()), None)
+    if not files or described is None:
+        return None
+    if isinstance(described, str):
+        described = preprocessing.from_text(described)
+    recipe = preprocessing.from_file(described) if isinstance(described, Path) else described
+    return recipe.apply(_open(files[0]))[np.newaxis]
+
+
 def _recipe(
     folder: Path, signature: Signature, described: Preprocess | str | Path | None
 ) -> tuple[Preprocess, list[str]]:
