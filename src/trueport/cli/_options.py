@@ -81,9 +81,9 @@ def settings(
     trust: bool = False,
 ) -> Settings:
     """Check the shared options and make Settings of them. Raises UsageError."""
-    if timeout <= 0:
+    if not timeout > 0:
         raise UsageError("--timeout takes a number of seconds above 0")
-    if memory is not None and memory <= 0:
+    if memory is not None and not memory > 0:
         raise UsageError("--memory takes a number of GiB above 0")
     for item in packages or []:
         if not re.fullmatch(r"[A-Za-z0-9][\w.\-]*==[\w.!+\-]+", item):
