@@ -50,15 +50,18 @@ class Rows:
 
     def __init__(self, path: Path, *, reuse: bool) -> None:
         self.path, self.code, self.known = path, code_digest(), {}
+        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            text = path.read_text(encoding="utf-8")
+            if text and not text.endswith("\n"):
+                path.write_text(text + "\n", encoding="utf-8")  # an interrupted run was writing this line
+            for line in text.splitlines():
                 try:
                     row = json.loads(line)
                 except ValueError:
-                    continue  # the line that an interrupted run was writing
+                    continue
                 if reuse or row["code"] == self.code:
                     self.known[row["key"]] = row
-        path.parent.mkdir(parents=True, exist_ok=True)
 
     def get(self, bench: Bench, trial: Trial) -> dict[str, Any]:
         """Return the row of a trial, from the file or by running it."""

@@ -30,7 +30,7 @@ DEEP: Sequence[Source] = (
 SMALL: Sequence[Source] = (
     *(("torch", kind) for kind in ("residual", "depthwise", "lstm", "gru", "encoder", "mixed")),
     *(("keras", kind) for kind in ("residual", "depthwise", "lstm", "gru", "gru_reset_before")),
-    *(("keras", kind) for kind in ("transformer", "exact_gelu", "multi")),
+    *(("keras", kind) for kind in ("transformer", "exact_gelu", "silu", "multi")),
     *(("onnx/torch", kind) for kind in ("residual", "depthwise", "lstm", "gru", "encoder", "mixed")),
     *(("onnx/keras", kind) for kind in ("residual", "depthwise", "transformer", "multi")),
 )

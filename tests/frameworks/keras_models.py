@@ -127,6 +127,17 @@ def _gelu(keras, *, approximate):
     return apply
 
 
+def silu(keras):
+    """Convolutions with SiLU, as EfficientNet has it; its custom gradient cannot be saved with a graph."""
+    layers = keras.layers
+    image = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(6, 3, name="conv1")(image)
+    x = layers.Activation("silu", name="silu1")(x)
+    x = layers.Conv2D(8, 3, activation="silu", name="conv2")(x)
+    x = layers.GlobalAveragePooling2D(name="mean")(x)
+    return keras.Model(image, layers.Dense(3, name="scores")(x), name="silu")
+
+
 def multi(keras):
     """Two inputs (features and category indices), three outputs, two of equal shape and in no alphabetical order."""
     layers = keras.layers
@@ -150,7 +161,7 @@ MODELS = {
     "multi": multi,
 }
 """The zoo of the conversion matrix."""
-EXTRA = {"exact_gelu": exact_gelu, "gru_reset_before": gru_reset_before}
+EXTRA = {"exact_gelu": exact_gelu, "gru_reset_before": gru_reset_before, "silu": silu}
 """Models for one test each."""
 
 

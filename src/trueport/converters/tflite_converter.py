@@ -176,7 +176,10 @@ def save_frozen(
 
     module = tf.Module()
     module.apply = tf.function(apply, autograph=False)
-    tf.saved_model.save(module, folder, signatures={"serving_default": module.apply.get_concrete_function(**specs)})
+    signatures = {"serving_default": module.apply.get_concrete_function(**specs)}
+    # The gradient of Keras' silu refers to a tensor outside its function, which cannot be saved; nothing here needs it.
+    plain = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(module, folder, signatures=signatures, options=plain)
 
 
 def _samples(
