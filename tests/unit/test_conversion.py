@@ -341,7 +341,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made.fake", "out.fake"]
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 def test_kill_9_leaves_a_whole_output_or_none(tmp_path, seed):
     """A large model, so that the copy takes long enough to be hit; the delay is measured on a run that finishes."""
     source = write(tmp_path / "model.fake", features=300, hidden=400)

@@ -182,7 +182,9 @@ class Pool:
 
     def _start(self, python: Path) -> Worker:
         scratch = self.folder if self._own else None
-        worker = Worker(python, self.fresh_folder("worker"), environment(), scratch=scratch)
+        folder = self.fresh_folder("worker")
+        own = {name: str(folder) for name in ("TMPDIR", "TMP", "TEMP")}  # what tools leave behind goes with the worker
+        worker = Worker(python, folder, environment() | own, scratch=scratch)
         with self._lock:
             if not self._closed:
                 self._workers.add(worker)
@@ -250,6 +252,7 @@ def environment() -> dict[str, str]:
         "TF_ENABLE_ONEDNN_OPTS": "0",
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         # Threads that wait for each other by spinning starve each other when other processes use the cores too: on
         # two busy cores a ResNet-18 in PyTorch took eight times as long, for six times the processor time.
