@@ -123,6 +123,10 @@ def read(path: Path) -> Document:
         raise UsageError(f"{path} is not a stored result: {error}") from error
     if not isinstance(document, dict) or document.get("format") not in (VERIFY, CONVERT):
         raise UsageError(f"{path} is not a stored result of a kind that this version knows ({VERIFY}, {CONVERT})")
+    name = document["format"].split("/")[1]
+    missing = [key for key in schema(name)["required"] if key not in document]
+    if missing:
+        raise UsageError(f"{path} is not a whole stored result: it lacks {', '.join(missing)}")
     return document
 
 
