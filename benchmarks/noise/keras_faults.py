@@ -24,6 +24,7 @@ LARGE = {
 
 def make(kind, seed):
     """A zoo model, or a mid-size network."""
+    keras.backend.clear_session()  # or layers without a name are numbered on, and places made now are not found later
     keras.utils.set_random_seed(seed)
     if kind in LARGE:
         name, size = LARGE[kind]

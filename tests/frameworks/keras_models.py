@@ -184,7 +184,8 @@ def _settle(model, seed):
     momenta = [layer.momentum for layer in norms]
     for layer in norms:
         layer.momentum = 0.5  # four passes are enough
-        layer.gamma.assign(rng.uniform(0.5, 1.5, layer.gamma.shape))
+        if layer.gamma is not None:
+            layer.gamma.assign(rng.uniform(0.5, 1.5, layer.gamma.shape))
         layer.beta.assign(rng.normal(0, 0.3, layer.beta.shape))
     for weight in model.trainable_weights:
         if weight.path.endswith("bias"):
