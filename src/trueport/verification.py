@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,22 +188,26 @@ def verify(
         ran = Ok(RunResults(runs={case.name: ran for case in cases}, versions={}))
     repeated = session.run(target, [head(case) for case in cases if case.name not in ran.value.failures])
     target_seconds = time.perf_counter() - target_started
-    result = compare(
-        source.signature,
-        signature,
-        {case.name: case.kind for case in common.cases},
-        measured.value.runs.runs,
-        ran.value.runs,
-        measured.value.floors,
-        measured.value.repeat,
-        None if isinstance(repeated, Failure) else repeated.value.runs,
+    judged = partial(
+        compare,
+        source_signature=source.signature,
+        target_signature=signature,
+        cases_kinds={case.name: case.kind for case in common.cases},
+        source_runs=measured.value.runs.runs,
+        floors=measured.value.floors,
         declared_precision=declared,
         renames=names,
         layout=layout,
         task=task,
         labels=common.labels,
     )
-    result = _with_runtime_note(result, source, target, signature, common, cases, measured.value, declared, task)
+    result = judged(
+        target_runs=ran.value.runs,
+        repeat_source=measured.value.repeat,
+        repeat_target=None if isinstance(repeated, Failure) else repeated.value.runs,
+    )
+    if result.verdict == Verdict.DEVIATES:
+        result = _with_runtime_note(result, session, target, cases, judged)
     for done in (ran, repeated):  # what is left is numbers about them; the source's runs serve the next target
         if isinstance(done, Ok):
             session.release(done.value)
@@ -221,39 +226,15 @@ def verify(
 
 
 def _with_runtime_note(
-    result: Comparison,
-    source: Reference,
-    target: Artifact,
-    signature: Signature,
-    common: Feeds,
-    cases: Sequence[Case],
-    measured: Measured,
-    declared: str,
-    task: str,
+    result: Comparison, session: Session, target: Artifact, cases: Sequence[Case], judged: Callable[..., Comparison]
 ) -> Comparison:
     """When the target deviates, see whether its runtime does: another kernel set of it may be faithful."""
-    if result.verdict != Verdict.DEVIATES:
-        return result
     for variant in framework_of(target.format).VARIANTS[1:]:
-        ran = source.session.run(target, cases, variant=variant)
+        ran = session.run(target, cases, variant=variant)
         if isinstance(ran, Failure) or ran.value.failures:
             continue
-        other = compare(
-            source.signature,
-            signature,
-            {case.name: case.kind for case in common.cases},
-            measured.runs.runs,
-            ran.value.runs,
-            measured.floors,
-            None,
-            None,
-            declared_precision=declared,
-            renames=target.made_by.get("names", {}),
-            layout=target.made_by.get("layout", {}),
-            task=task,
-            labels=common.labels,
-        )
-        source.session.release(ran.value)
+        other = judged(target_runs=ran.value.runs, repeat_source=None, repeat_target=None)
+        session.release(ran.value)
         if other.verdict == Verdict.FAITHFUL:
             note = f"with the kernels '{variant}' the target is faithful: its default runtime is at fault, not the file"
             return replace(result, notes=(*result.notes, note))
