@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from trueport.outcome import Failure
 from trueport.session import Session
@@ -47,12 +47,41 @@ class Row:
         spread = f"{min(self.values):.3g}..{max(self.values):.3g}" if len(self.values) > 1 else "one run"
         bound = "" if self.bound is None else f"<= {self.bound:g}{self.unit}"
         mark = "" if self.bound is None else "MISSED" if self.missed else "ok"
-        return f"{self.name:<66} {self.median:>8.3g}{self.unit:<3} {f'({spread})':<18} {bound:<9} {mark:<7} {self.note}".rstrip()
+        return f"{self.name:<82} {self.median:>7.3g}{self.unit:<3} {f'({spread})':<16} {bound:<10} {mark:<6} {self.note}".rstrip()
 
 
-def ratios(ours: Callable[[], float], floor: Callable[[], float], repeats: int) -> list[tuple[float, float]]:
-    """(seconds of ours, seconds of the floor) per repeat. They take turns in going first, so that a machine that warms
-    up or is used by others favours neither."""
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a call took: seconds on the clock, and of processor time in this process and its children."""
+
+    wall: float
+    cpu: float
+
+
+def cost(work: Callable[[], Any]) -> Cost:
+    """Measure a call of ours. Its children are the workers; plain scripts do not run meanwhile."""
+    before, started = _processor_seconds(), time.perf_counter()
+    work()
+    wall, after = time.perf_counter() - started, _processor_seconds()
+    return Cost(wall, sum(after.values()) - sum(before.get(process, 0.0) for process in after))
+
+
+def _processor_seconds() -> dict[int, float]:
+    found = {}
+    own = psutil.Process()
+    for process in (own, *own.children(recursive=True)):
+        with suppress(psutil.Error):
+            times = process.cpu_times()
+            found[process.pid] = times.user + times.system
+    return found
+
+
+Pairs = Sequence[tuple[Cost, Cost]]
+
+
+def pairs_of(ours: Callable[[], Cost], floor: Callable[[], Cost], repeats: int) -> list[tuple[Cost, Cost]]:
+    """(ours, the floor) per repeat. They take turns in going first, so that a machine that warms up or is used by
+    others favours neither."""
     found = []
     for number in range(repeats):
         if number % 2:
@@ -64,11 +93,14 @@ def ratios(ours: Callable[[], float], floor: Callable[[], float], repeats: int) 
     return found
 
 
-def row(name: str, pairs: list[tuple[float, float]], *, bound: float | None = None, note: str = "") -> Row:
-    """The ratios of the pairs, with the median seconds of both sides in the note."""
-    ours, floor = (statistics.median(side) for side in zip(*pairs, strict=True))
-    said = f"{ours:.2f} s / {floor:.2f} s{'; ' + note if note else ''}"
-    return Row(name=name, values=tuple(a / b for a, b in pairs), bound=bound, note=said)
+def row(name: str, pairs: Pairs, *, bound: float | None = None, note: str = "") -> Row:
+    """The ratios of the pairs on the clock. The note has the median seconds of both sides and the ratio of processor
+    time, which other programs on the machine disturb less."""
+    ours = statistics.median(pair[0].wall for pair in pairs)
+    floor = statistics.median(pair[1].wall for pair in pairs)
+    processor = statistics.median(pair[0].cpu / pair[1].cpu for pair in pairs)
+    said = f"{ours:.2f} s / {floor:.2f} s; in processor time {processor:.2f}{'; ' + note if note else ''}"
+    return Row(name=name, values=tuple(pair[0].wall / pair[1].wall for pair in pairs), bound=bound, note=said)
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -94,11 +126,12 @@ class Plain:
             [str(python), "-I", str(PLAIN)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if not sys.stderr.isatty() else subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             env=environment(),
             text=True,
         )
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.requests, self.replies = self.process.stdin, self.process.stdout
 
     def __call__(self, do: str, **arguments: Any) -> Mapping[str, Any]:
@@ -110,6 +143,11 @@ class Plain:
             raise RuntimeError(f"plain.py died in {do}")
         reply: Mapping[str, Any] = json.loads(line)
         return reply
+
+    def cost(self, do: str, **arguments: Any) -> Cost:
+        """Run one function of plain.py and return what it took by the script's own clocks."""
+        reply = self(do, **arguments)
+        return Cost(float(reply["seconds"]), float(reply["cpu"]))
 
     def close(self) -> None:
         """End the script."""

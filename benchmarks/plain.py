@@ -12,8 +12,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def make_keras(name: str, size: int, images: str, out: str) -> dict[str, Any]:
     for layer in norms:
         layer.momentum = 0.0
     model(np.load(images), training=True)
-    for layer, momentum in zip(norms, before):
+    for layer, momentum in zip(norms, before, strict=True):
         layer.momentum = momentum
     model.save(out)
     return {"bytes": Path(out).stat().st_size, "parameters": int(model.count_params())}
@@ -211,12 +212,12 @@ class _Interpreters:
 def _invoke(interpreters: _Interpreters, *flat: Any) -> Any:
     interpreter = interpreters.get()
     details = interpreter.get_input_details()
-    changed = [(item, value) for item, value in zip(details, flat) if tuple(item["shape"]) != value.shape]
+    changed = [(item, value) for item, value in zip(details, flat, strict=True) if tuple(item["shape"]) != value.shape]
     for item, value in changed:
         interpreter.resize_tensor_input(item["index"], value.shape)
     if changed:
         interpreter.allocate_tensors()
-    for item, value in zip(details, flat):
+    for item, value in zip(details, flat, strict=True):
         interpreter.set_tensor(item["index"], value)
     interpreter.invoke()
     return [interpreter.get_tensor(item["index"]) for item in interpreter.get_output_details()]
@@ -229,7 +230,7 @@ def forward_onnx(source: str, requests: list[dict[str, Any]]) -> Callable[[], in
     def load() -> dict[str, Callable[..., Any]]:
         session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
         names = [item.name for item in session.get_inputs()]
-        return {"default": lambda *flat: session.run(None, dict(zip(names, flat)))}
+        return {"default": lambda *flat: session.run(None, dict(zip(names, flat, strict=True)))}
 
     return functools.partial(_passes, load, requests, lambda value: value)
 

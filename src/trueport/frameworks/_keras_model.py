@@ -23,13 +23,17 @@ from trueport.frameworks._base import BadModel, Dim, Unsupported, Untrusted
 
 
 class Loaded(NamedTuple):
-    """A model in memory. `inputs` holds its symbolic tensors by name, in the order in which `call` takes arrays."""
+    """A model in memory. `inputs` holds its symbolic tensors by name, in the order in which `call` takes arrays.
+
+    functions: what was traced or compiled of it for running, by variant; kept as long as the model is.
+    """
 
     model: Any
     keras: Any
     legacy: bool
     inputs: dict[str, Any]
     outputs: dict[str, Any]
+    functions: dict[str, Any]
 
 
 def keras_module(*, legacy: bool) -> Any:
@@ -113,7 +117,8 @@ def describe(model: Any, keras: Any, *, legacy: bool) -> Loaded:
     in_struct, out_struct = _structures(model, legacy=legacy)
     in_names = _keys(in_struct, len(inputs)) or _tensor_names(model, inputs, legacy=legacy)
     out_names = _keys(out_struct, len(outputs)) or list((getattr(model, "_functional", None) or model).output_names)
-    return Loaded(model, keras, legacy, dict(zip(_unique(in_names), inputs)), dict(zip(_unique(out_names), outputs)))
+    by_name = dict(zip(_unique(in_names), inputs)), dict(zip(_unique(out_names), outputs))
+    return Loaded(model, keras, legacy, *by_name, functions={})
 
 
 def _structures(model: Any, *, legacy: bool) -> tuple[Any, Any]:

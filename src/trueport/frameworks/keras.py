@@ -115,11 +115,13 @@ def _caller(loaded: Any, variant: str) -> Any:
     from trueport.frameworks import _keras_model as models
 
     specs = models.specs(loaded, models.safe_names(list(loaded.inputs)))
-    apply = (
-        functools.partial(_flat_call, loaded)
-        if variant == "eager"
-        else models.function(loaded, compiled=variant == "xla")
-    )
+    if variant not in loaded.functions:  # XLA takes seconds for each shape, so a second run must find the first one's
+        loaded.functions[variant] = (
+            functools.partial(_flat_call, loaded)
+            if variant == "eager"
+            else models.function(loaded, compiled=variant == "xla")
+        )
+    apply = loaded.functions[variant]
 
     def call(inputs: Arrays) -> Mapping[str, Any]:
         missing = [name for name in loaded.inputs if name not in inputs]
