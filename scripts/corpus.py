@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -36,6 +37,8 @@ DEFAULT = Path(os.environ.get("TRUEPORT_CORPUS", ROOT.parent / "shared" / "corpu
 SUFFIXES = (".onnx", ".tflite", ".h5", ".hdf5", ".jit", ".th", ".mlmodel")
 PARTS = ("models", "pairs", "conversions")
 FACTORIES = ROOT / "tests" / "frameworks"
+FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.-]+/)+")
+"""The folders of an absolute path, which belong to a machine: this one's, or that of a model's author."""
 RATE = 16000
 """Samples per second of the synthetic sound."""
 
@@ -62,7 +65,7 @@ def voice(runs: int, samples: int) -> np.ndarray:
     tone = np.sum([np.sin(k * phase) / k for k in range(1, 20)], axis=0)
     loud = np.clip(np.sin(2 * np.pi * 2.1 * time_axis), 0, 1)
     noise = np.random.default_rng(0).normal(scale=0.003, size=tone.shape)
-    return (0.2 * loud * tone + noise).reshape(runs, samples).astype(np.float32)
+    return np.asarray(0.2 * loud * tone + noise, dtype=np.float32).reshape(runs, samples)
 
 
 def states(runs: int, *shape: int) -> np.ndarray:
@@ -247,20 +250,22 @@ def run_conversion(session: Session, corpus: Path, case: Conversion, folder: Pat
 def numbers(result: Verification) -> tuple[str, ...]:
     """Declared precision, the worst ratio to the floor, the worst cosine, flips and accuracy."""
     outputs, decisions = result.comparison.outputs, result.comparison.decisions
-    ratio = max((output.ratio for output in outputs if output.ratio == output.ratio), default=float("nan"))
-    cosine = min((output.cosine for output in outputs if output.cosine == output.cosine), default=float("nan"))
+    ratios = [output.ratio for output in outputs if output.ratio == output.ratio]
+    cosines = [output.cosine for output in outputs if output.cosine == output.cosine]
+    ratio = f"{max(ratios):.3g}" if ratios else ""
+    cosine = f"{min(cosines):.7f}" if cosines else ""
     decided = ""
     if decisions is not None and decisions.count:
         decided = f"{decisions.top1_flips} of {decisions.count} flip ({decisions.flips_within_noise} within noise)"
         if decisions.accuracy_source is not None and decisions.accuracy_target is not None:
             decided += f"; {decisions.accuracy_source:.1%} → {decisions.accuracy_target:.1%}"
-    return result.declared_precision, f"{ratio:.3g}", f"{cosine:.7f}", decided
+    return result.declared_precision, ratio, cosine, decided
 
 
 def _clean(text: str, corpus: Path) -> str:
     """No machine's paths, one line, no column marks."""
     short = text.replace(f"{corpus.resolve()}/models/", "").replace(f"{corpus}/models/", "")
-    short = short.replace(tempfile.gettempdir(), "TMP")
+    short = FOLDERS.sub("…/", short)
     return " ".join(short.replace("|", "\\|").split())[:400]
 
 

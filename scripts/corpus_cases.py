@@ -126,7 +126,8 @@ PAIRS = (
     Pair(
         source="yunet/yunet_n_320_320.onnx",
         target="yunet/yunet_n_dynamic.onnx",
-        inputs=photos("320x320", "order=BGR,layout=NCHW", 12),
+        inputs=photos("320x320", "order=BGR,layout=NCHW", 6),
+        slow=True,
     ),
 )
 

@@ -262,3 +262,8 @@ def test_the_made_inputs_are_what_they_say(corpus):
     assert digits.shape == (3, 1, 28, 28)
     assert digits.max() > 1
     assert all(digit.any() for digit in digits)
+
+
+def test_reasons_show_no_folder_of_any_machine(tmp_path):
+    text = trial._clean(f"{tmp_path}/models/a/b.onnx: see /home/someone/model.py:12\nor | a/b/c, 1/255", tmp_path)
+    assert text == "a/b.onnx: see …/model.py:12 or \\| a/b/c, 1/255"
