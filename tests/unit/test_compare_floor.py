@@ -159,3 +159,14 @@ def test_what_each_way_gives_and_what_is_told_of_those_that_fail():
     assert values["float64"].shape == X.shape
     turned, _ = noise.ways_for(floors, "data", "y", (1, 0), declared="float32")
     assert turned["float64"].shape == (8, 50, 2)
+
+
+def test_ways_with_a_second_definite_answer_are_told_from_noise():
+    """A wrong fusion in the default kernels: those without it agree with one another, the rest with the default."""
+    other = noisy(X, 0.5, 9)
+    near = {"jitter": noisy(X, 1e-6, 1), "thread": X.copy()}
+    assert set(measured(**near, plain=other, double=noisy(other, 1e-6, 2)).split) == {"plain", "double"}
+    assert not measured(**near, plain=other, double=noisy(X, 0.5, 3)).split, "two that disagree are no answer"
+    assert not measured(**near, plain=other).split, "one alone is broken itself"
+    assert not measured(jitter=noisy(X, 0.4, 1), thread=X.copy(), plain=other, double=other).split, "noise moves it too"
+    assert not measured(thread=X.copy(), plain=other, double=other).split

@@ -195,6 +195,44 @@ def test_an_unstable_source_is_flaky_and_says_by_how_much():
     assert "float64" in result.reason
 
 
+@pytest.mark.parametrize(("kind", "verdict"), [("data", Y), ("batch", Y), ("probe", F)])
+def test_two_definite_answers_of_the_source_are_no_reference(kind, verdict):
+    """The target equals what the source's default kernels give, but its other kernels agree on something else."""
+    other = noisy(X, 0.5, 9)
+    values = {"jitter": noisy(X, FLOOR, 1), "thread": noisy(X, FLOOR, 2), "plain": other, "double": other}
+    good = {"data": {"y": X + 1}}
+    ways = tuple(
+        FloorRun(how=how, runs={"data": {"y": noisy(X + 1, FLOOR, 4)}, "odd": {"y": value}})
+        for how, value in values.items()
+    )
+    runs = good | {"odd": {"y": X}}
+    result = one(X, X).but(source=runs, target=runs, kinds={"data": "data", "odd": kind}, floors=ways).run()
+    assert result.verdict is verdict, result.reason
+    if verdict is Y:
+        assert "plain, double, which agree" in result.reason
+
+
+def test_decisions_of_a_restless_source_are_not_blamed_on_the_target():
+    again = {"data": {"y": noisy(X, 0.3, 4)}}
+    result = one(X, noisy(X, 0.3, 5), repeat_source=again, task="classification").run()
+    assert result.verdict is Y
+    assert result.decisions.top1_flips > 0
+    assert one(X, noisy(X, 0.3, 5), task="classification").run().verdict is D
+
+
+def test_ties_in_a_probe_say_nothing():
+    ties = np.zeros((1, 2, 20), dtype=np.int64)
+    runs, target = {"data": {"y": ARGMAX}, "ties": {"y": ties}}, {"data": {"y": ARGMAX}, "ties": {"y": ties + 1}}
+    moved = FloorRun(how="inputs moved by one ulp", runs={"data": {"y": ARGMAX}, "ties": {"y": ties + 2}})
+    trial = one(ARGMAX, ARGMAX).but(source=runs, target=target, kinds={"data": "data", "ties": "probe"})
+    result = trial.but(floors=(moved,)).run()
+    assert result.verdict is F, result.reason
+    assert "ties, of which this case says nothing" in " ".join(result.notes)
+    steady = FloorRun(how="float64", runs=runs)
+    assert trial.but(floors=(steady,)).run().verdict is D
+    assert trial.but(floors=(moved,), kinds={"data": "data", "ties": "data"}).run().verdict is D
+
+
 def test_an_unstable_case_beside_a_stable_one_is_a_note():
     runs = {"data": {"y": X}, "dull": {"y": X * np.float32(1e-6)}}
     ways = tuple(

@@ -366,3 +366,13 @@ def test_batch_axes_of_recurrent_and_sequence_first_models():
 )
 def test_channel_axis(shape, axis):
     assert channel_axis(shape) == axis
+
+
+def test_a_model_that_gives_labels_alone_gets_more_samples():
+    def runs(*outputs):
+        made = Signature(inputs=(spec("x", "float32", (1, 6)),), outputs=outputs)
+        return case(generate(made, seed=0), "data").runs
+
+    assert runs(spec("label", "int64", (1,))) == 32
+    assert runs(spec("label", "int64", (1,)), spec("score", "float32", (1, 9))) == 8
+    assert runs(spec("classes", "int64", (1, 64, 64))) == 8, "a map of labels has decisions enough"

@@ -43,6 +43,18 @@ def check_values(judged: Judged, evidence: Evidence, case: str, result: CaseResu
             judged.findings.append(finding)
     if result.swamped and evidence.reduced:
         _check_swamped(judged, evidence, case, result)
+    if result.exact and result.kind == "probe" and result.floor.share > EXACT_CAP and result.difference.mismatches:
+        judged.notes.append(
+            f"output '{judged.pair.source}' in case '{case}': {result.difference.mismatches} of "
+            f"{result.difference.count} values differ, as the source's own evaluations do (a share of "
+            f"{result.floor.share:.2g}): ties, of which this case says nothing"
+        )
+    if result.floor.split and result.kind != "probe":
+        text = (
+            f"output '{judged.pair.source}' of the source itself is another in case '{case}' when it is evaluated as "
+            f"{', '.join(result.floor.split)}, which agree: one set of its runtime's kernels is wrong"
+        )
+        judged.findings.append(Finding(verdict=Verdict.FLAKY, text=text))
     if not result.floor.unstable:
         return
     alone = all(r.floor.unstable for r in judged.results.values() if r.kind == "data")
@@ -109,6 +121,8 @@ def _beyond(pair: Pair, evidence: Evidence, case: str, result: CaseResult) -> It
     where = f"output '{pair.source}' in case '{case}'"
     if result.exact:
         cap = REDUCED_EXACT_CAP if evidence.reduced else EXACT_CAP
+        if result.kind == "probe" and result.floor.share > cap:
+            return  # told as a note: the order of ties, which the smallest change of the inputs decides
         if found.mismatches and found.share > min(cap, EXACT_BOUND * result.floor.share):
             text = (
                 f"{where}: {found.mismatches} of {found.count} values differ, and the source's own evaluations "

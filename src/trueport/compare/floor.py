@@ -71,6 +71,8 @@ class Floor:
     """Several ways agree that the source moves grossly: it cannot serve as a reference."""
     simulated: bool = False
     """The declared reduced precision was simulated and is part of this floor."""
+    split: tuple[str, ...] = ()
+    """Ways that agree with one another and grossly not with the default run, while at least two others keep to it."""
     nonfinite: bool = False
     """Some way gave a non-finite element where the default run has a finite one."""
     ways: tuple[str, ...] = ()
@@ -146,6 +148,7 @@ def measure(source: Value, ways: Mapping[str, Value], spread: Spread, least: Flo
         share=max([0.0, *(way.share for way in used.values())]),
         measured=bool(steady),
         unstable=bool(steady) and max(steady) > limit,
+        split=_split(ways, plain, limit),
         simulated=any(how.startswith(SIMULATED) for how in used),
         nonfinite=any(way.new_nonfinite for way in found.values()),
         ways=tuple(used) or least.ways,
@@ -226,6 +229,17 @@ def _same_form(source: Value, value: Value) -> bool:
     kinds = {kind_of(dtype) for item in (source, value) for dtype in dtypes(item)}
     covered = count_runs(value)
     return run_shapes(source)[:covered] == run_shapes(value) and (len(kinds) == 1 or kinds <= set(FLOAT_KINDS.values()))
+
+
+def _split(ways: Mapping[str, Value], rms: Mapping[str, float], limit: float) -> tuple[str, ...]:
+    """The ways that give a second, definite answer: noise would move every way, so one set of kernels is wrong."""
+    near = [how for how, value in rms.items() if value <= limit / OUTLIER]
+    far = [how for how, value in rms.items() if value > limit]
+    if len(near) < 2 or len(far) < 2 or len(near) + len(far) < len(rms) or not math.isfinite(limit):
+        return ()
+    first = ways[far[0]]
+    apart = [difference(first, first_runs(ways[how], count_runs(first))) for how in far[1:]]
+    return tuple(far) if all(one.finite and one.rms <= limit / OUTLIER for one in apart) else ()
 
 
 def _broken(rms: Mapping[str, float], least: float, limit: float) -> list[str]:

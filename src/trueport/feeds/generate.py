@@ -30,6 +30,9 @@ FREE_IDS = (0, 9)
 """Integers of an input whose legal range the graph does not show."""
 WORDS = ("the", "film", "was", "good", "a", "bad", "story", "of", "two", "ships", "", "Été 2020!", "x" * 40)
 
+DECISION_RUNS = 4
+"""Times as many runs for a model whose outputs are labels alone: a shifted score moves few of them."""
+
 GAINS = (1.0, 0.5, 2.0, 4.0)
 """Gain of run 0, 1, 2, 3, ... of centred data; the last reaches past ±8, into every branch of common activations."""
 
@@ -82,13 +85,15 @@ def generate(
 ) -> Feeds:
     """Generate inputs for a model; the same arguments give the same bytes on every platform.
 
-    runs: of the case "data"; the cases at other scales get half of them, at least two.
+    runs: of the case "data"; the cases at other scales get half of them, at least two. A model that gives nothing but
+    a few decisions (labels, flags) gets four times as many: each says little.
     batch: the other batch size, where the batch is open. length, image, sizes: see `feeds.dims.resolve`.
     ids: span of the integers of an input whose legal range the graph does not show.
     Raises UsageError for an input of unknown rank or of a dtype that cannot be generated.
     """
     if runs < 1 or batch < 1:
         raise UsageError(f"the number of runs and the batch size must be at least 1, not {runs} and {batch}")
+    runs = runs * DECISION_RUNS if _gives_decisions(signature) else runs
     one = resolve(signature, batch=1, length=length, image=image, sizes=sizes)
     cases = [
         _case(signature, one, name, "data", fill, runs if name == "data" else max(2, runs // 2), seed, ids)
@@ -105,6 +110,12 @@ def generate(
     ]
     samples = [_samples(case, one) for case in cases if case.kind == "data"]
     return Feeds.of(cases, origin="generated", seed=seed, count=sum(samples), notes=one.assumed)
+
+
+def _gives_decisions(signature: Signature) -> bool:
+    dtypes = [value_dtype(spec) for spec in signature.outputs]
+    few = all(spec.shape is not None and len(spec.shape) <= 2 for spec in signature.outputs)
+    return bool(dtypes) and few and all(dtype is not None and dtype.kind in "iubU" for dtype in dtypes)
 
 
 def _samples(case: Case, sizes: Sizes) -> int:
@@ -349,7 +360,8 @@ def _negative_indices(slot: _Slot, rng: np.random.Generator, run: int) -> np.nda
     if not slot.may_be_negative:
         return _centred(slot, rng, run)
     place = np.arange(int(np.prod(slot.shape, dtype=np.int64)))
-    return (place // 2 % 2 - (place % 3 == 0)).reshape(slot.shape)
+    values: np.ndarray = place // 2 % 2 - (place % 3 == 0)
+    return values.reshape(slot.shape)
 
 
 def _large_integers(slot: _Slot, rng: np.random.Generator, run: int) -> np.ndarray:
