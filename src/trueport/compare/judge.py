@@ -23,6 +23,7 @@ from trueport.compare.results import (
     RATIO_BOUND_RMS,
     REDUCED_BOUND_MAX,
     REDUCED_BOUND_RMS,
+    VISIBLE,
     CaseResult,
     Evidence,
     Finding,
@@ -174,8 +175,14 @@ def _measure(judged: Judged, evidence: Evidence, ready: Mapping[str, tuple[Value
             bound_max=REDUCED_BOUND_MAX if simulated else RATIO_BOUND_MAX,
             target_constant=_spread_of(target, pair, batch=batch).constant,
             worst_slice=slices[case],
-            limit=RATIO_BOUND_RMS * (least[case] if simulated else pooled[case]).rms,
+            limit=_visible(source, target, simulated=simulated) * (least[case] if simulated else pooled[case]).rms,
         )
+
+
+def _visible(source: Value, target: Value, *, simulated: bool) -> float:
+    """Multiple of the floor from which the input-dependent part can be seen."""
+    half = any(dtype == np.float16 for dtype in (*dtypes(source), *dtypes(target)))
+    return RATIO_BOUND_RMS if simulated or half else VISIBLE
 
 
 def _spread_of(value: Value, pair: Pair, *, batch: bool) -> Spread:
