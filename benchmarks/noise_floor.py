@@ -103,16 +103,12 @@ def progress(label: str, row: dict[str, Any]) -> None:
 
 
 def failed(clean: list[Any], known: list[Any], planted: list[Any]) -> bool:
-    """Tell whether there is a false alarm, a known fault that passed, or a required fault with an effect not found."""
-    lost = [
-        row
-        for row in planted
-        if row["fault"] in tables.ACCEPTED
-        and row["verdict"] != "deviates"
-        and tables.missed_as(row) != tables.NO_EFFECT
-    ]
+    """Tell whether there is a false alarm, a known fault that passed, or a required fault that could be found and was not."""
+    noise = tables.clean_noise(clean)
+    lost = [row for row in planted if row["verdict"] != "deviates" and row["fault"] in tables.ACCEPTED]
+    missed = [row for row in lost if tables.missed_as(row, noise) == tables.MISSED]
     wrong = [row for row in clean if row["verdict"] not in ("faithful", "not converted")]
-    return bool(wrong or lost or [row for row in known if row["verdict"] == "faithful"])
+    return bool(wrong or missed or [row for row in known if row["verdict"] == "faithful"])
 
 
 def main() -> int:

@@ -33,14 +33,21 @@ def strain(row: Row) -> float:
     return max(worst(row, name) / bound for name, bound in RATIOS.items())
 
 
-def missed_as(row: Row) -> str:
-    """Why a planted fault was not found. "no effect" has evidence: the changed source itself gives the same in float64."""
-    effect = row.get("effect")
+def missed_as(row: Row, noise: float) -> str:
+    """Why a planted fault was not found, by what it does to the source itself in float64.
+
+    "no effect": less than float64's rounding. "below the noise": no more, over the floor, than the largest clean
+    conversion of the same run (`noise`), so that no bound could tell the two apart.
+    """
+    effect, ratio = row.get("effect"), row.get("effect_ratio")
     if effect == 0.0:
         return NO_EFFECT
-    if effect is not None and row.get("floor") and effect <= row["floor"]:
-        return BELOW_NOISE
-    return MISSED
+    return BELOW_NOISE if ratio is not None and ratio <= noise else MISSED
+
+
+def clean_noise(rows: Iterable[Row]) -> float:
+    """The largest ratio (root mean square) of a clean conversion that was found faithful; at least 1, the floor itself."""
+    return max([1.0, *(worst(row, "ratio_rms") for row in rows if row["verdict"] == "faithful")])
 
 
 def alarms(rows: Iterable[Row]) -> list[Row]:
@@ -72,9 +79,9 @@ def report(clean: Sequence[Row], known: Sequence[Row], planted: Sequence[Row], s
         *_list("Known faults of converters (not counted as clean)", known),
         "## Planted faults",
         "",
-        *_planted(planted),
+        *_planted(planted, clean_noise(converted)),
         "",
-        *_misses(planted),
+        *_misses(planted, clean_noise(converted)),
         "## Margins",
         "",
         *_margins(converted, planted),
@@ -107,24 +114,24 @@ def _quantiles(rows: Sequence[Row], title: str, group: Callable[[Row], str]) -> 
     return lines
 
 
-def _planted(rows: Sequence[Row]) -> list[str]:
-    """Faults by kind: how many had an effect, how many were found, and how close the closest one came."""
+def _planted(rows: Sequence[Row], noise: float) -> list[str]:
+    """Faults by kind: what became of each, and how close the closest of those found came."""
     lines = [
-        "| fault | planted | not converted | no effect | with effect | found | missed | smallest strain of those found |",
+        "| fault | planted | not converted | no effect | below the noise | missed | found | smallest strain of those found |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for fault, members in _by_fault(rows).items():
-        lost = [row for row in members if row["verdict"] not in ("deviates", "not converted")]
+        lost = [missed_as(row, noise) for row in members if row["verdict"] not in ("deviates", "not converted")]
         found = [row for row in members if row["verdict"] == "deviates"]
-        unconverted = len(members) - len(lost) - len(found)
-        idle = sum(missed_as(row) == NO_EFFECT for row in lost)
+        counts = [lost.count(why) for why in (NO_EFFECT, BELOW_NOISE, MISSED)]
         least = _show(min((strain(row) for row in found), default=math.nan))
-        effective = len(found) + len(lost) - idle
-        cells = (len(members), unconverted, idle, effective, len(found), len(lost) - idle, least)
+        cells = (len(members), len(members) - len(lost) - len(found), *counts, len(found), least)
         lines.append(f"| {fault} | {' | '.join(map(str, cells))} |")
     lines += [
         "",
-        "The strain is the largest ratio over its bound: a fault is found from 1 on (or by a changed decision).",
+        "The strain is the largest ratio over its bound: a fault is found from 1 on (or by a changed decision). No effect:",
+        "the changed source itself, in float64, gives the same up to rounding. Below the noise: its own change in float64 is",
+        f"at most {_show(noise)} floors, which clean conversions reach too, so no bound could separate the two.",
     ]
     return lines
 
@@ -136,7 +143,7 @@ def _by_fault(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return groups
 
 
-def _misses(rows: Sequence[Row]) -> list[str]:
+def _misses(rows: Sequence[Row], noise: float) -> list[str]:
     """Each fault that was not found, with what it does to the source itself in float64."""
     lost = [row for row in rows if row["verdict"] not in ("deviates", "not converted")]
     lines = _list("Planted, not converted", [row for row in rows if row["verdict"] == "not converted"])
@@ -144,7 +151,7 @@ def _misses(rows: Sequence[Row]) -> list[str]:
         lines += [
             "### Not found",
             "",
-            "| fault | model | place | route | verdict | strain | effect in float64 | floor | why |",
+            "| fault | model | place | route | verdict | strain | effect in float64 | effect over floor | why |",
             "|---|---|---|---|---|---:|---:|---:|---|",
         ]
         for row in lost:
@@ -156,8 +163,8 @@ def _misses(rows: Sequence[Row]) -> list[str]:
                 row["verdict"],
                 _show(strain(row)),
                 "unknown" if row.get("effect") is None else _show(row["effect"]),
-                _show(float(row.get("floor") or 0.0)),
-                missed_as(row),
+                "unknown" if row.get("effect_ratio") is None else _show(row["effect_ratio"]),
+                missed_as(row, noise),
             )
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")

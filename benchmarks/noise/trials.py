@@ -89,7 +89,7 @@ class Bench:
         found = verify(bench.original, attempt.output, bench.given)
         row |= figures(found)
         if trial.fault and row["verdict"] != "deviates":
-            row["effect"] = self._effect(bench, changed)
+            row["effect"], row["effect_ratio"] = self._effect(bench, changed, floors(found))
         return row
 
     def places(self, framework: str, kind: str, seed: int) -> Mapping[str, Sequence[str]]:
@@ -133,26 +133,41 @@ class Bench:
             raise TrialError(f"{module}.{function} {dict(arguments)}: {done.message}\n{done.log}")
         return done.value.value
 
-    def _effect(self, original: Workbench, changed: Workbench) -> float | None:
-        """Largest change of the source's outputs by the fault, in float64, as a share of their input-dependent part
-        (of their magnitude where nothing varies); None when it cannot be evaluated so. 0.0: at most float64's rounding."""
+    def _effect(
+        self, original: Workbench, changed: Workbench, floors: Mapping[tuple[str, str], float]
+    ) -> tuple[float | None, float | None]:
+        """Largest change of the source's outputs by the fault itself, computed in float64: as a share of their
+        input-dependent part (of their magnitude where nothing varies), and over the noise floor of its case.
+
+        0.0: at most float64's rounding. None: it cannot be evaluated so. floors: (output, case) -> floor as a share.
+        """
         given = original.given.cases
         before = self.session.run(original.original.artifact, given, precision="float64")
         after = self.session.run(changed.original.artifact, given, precision="float64")
         if isinstance(before, Failure) or isinstance(after, Failure):
-            return None
-        worst = 0.0
+            return None, None
+        shares = {}
         for case, left in before.value.runs.items():
             right = after.value.runs.get(case)
             if isinstance(left, Failure) or isinstance(right, Failure) or right is None:
-                return None
+                return None, None
             for (name, one), two in zip(left.items(), right.values(), strict=True):
-                worst = max(worst, _moved(original.original, name, one, two))
-        return worst
+                shares[name, case] = _moved(original.original, name, one, two)
+        ratios = [share / floors[place] for place, share in shares.items() if floors.get(place)]
+        return max(shares.values()), max(ratios, default=None)
+
+
+def floors(found: Verification) -> dict[tuple[str, str], float]:
+    """(output, case) -> its noise floor as a share of its input-dependent part."""
+    return {
+        (output.source, case): numbers["floor"]
+        for output in found.comparison.outputs
+        for case, numbers in output.cases.items()
+    }
 
 
 def _moved(source: Reference, name: str, one: Any, two: Any) -> float:
-    """Change of one output in one case, as `_effect` says."""
+    """Change of one output in one case, as a share; 0.0 within float64's rounding."""
     left, right = normalise(one), normalise(two)
     apart, size = difference(left, right), spread(left, batch=has_batch_axis(source.signature, name))
     if apart.mismatches == 0 or apart.rms <= FLOAT64_ROUNDING * size.rms:

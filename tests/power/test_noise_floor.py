@@ -88,9 +88,13 @@ def test_the_source_itself_tells_whether_a_change_has_an_effect(bench):
         framework="torch", kind="depthwise", seed=11, route="torch-dynamo", fault="ReLU for ReLU6", where="depth.2"
     )
     original = bench._bench(trial)
-    assert bench._effect(original, bench._workbench(original.original.artifact, original.given)) == 0.0
+    known = dict.fromkeys([("output_0", case.name) for case in original.given.cases], 1e-6)
+    same = bench._workbench(original.original.artifact, original.given)
+    assert bench._effect(original, same, known) == (0.0, 0.0)
     path = bench._make("torch", "plant", trial, fault=trial.fault, where=trial.where)
-    assert bench._effect(original, bench._workbench(Artifact.open(path), original.given)) > 1e-3
+    share, ratio = bench._effect(original, bench._workbench(Artifact.open(path), original.given), known)
+    assert share > 1e-3
+    assert ratio == pytest.approx(share / 1e-6)
 
 
 def test_every_place_of_a_fault_can_be_planted(bench):
@@ -249,11 +253,16 @@ def test_worst_and_strain_take_data_and_probes():
 
 def test_only_a_source_that_did_not_move_counts_as_no_effect():
     missed = fault(verdict="faithful")
-    assert tables.missed_as({**missed, "effect": 0.0}) == tables.NO_EFFECT
-    assert tables.missed_as({**missed, "effect": 1e-9}) == tables.BELOW_NOISE
-    assert tables.missed_as({**missed, "effect": 1e-3}) == tables.MISSED
-    assert tables.missed_as({**missed, "effect": None}) == tables.MISSED
-    assert tables.missed_as(missed) == tables.MISSED
+    assert tables.missed_as({**missed, "effect": 0.0, "effect_ratio": 0.0}, 2.0) == tables.NO_EFFECT
+    assert tables.missed_as({**missed, "effect": 1e-6, "effect_ratio": 1.9}, 2.0) == tables.BELOW_NOISE
+    assert tables.missed_as({**missed, "effect": 1e-6, "effect_ratio": 2.1}, 2.0) == tables.MISSED
+    assert tables.missed_as({**missed, "effect": None, "effect_ratio": None}, 2.0) == tables.MISSED
+    assert tables.missed_as(missed, 2.0) == tables.MISSED
+
+
+def test_the_noise_is_that_of_conversions_found_faithful():
+    assert tables.clean_noise([]) == 1.0
+    assert tables.clean_noise([row(), row(verdict="deviates", data_ratio_rms=50.0)]) == 1.5
 
 
 @pytest.mark.parametrize(
@@ -266,8 +275,11 @@ def test_only_a_source_that_did_not_move_counts_as_no_effect():
         ([row(verdict="flaky")], [], [], True),
         ([], [row(verdict="deviates")], [], False),
         ([], [row(verdict="faithful")], [], True),
-        ([], [], [fault(verdict="faithful", effect=1e-3)], True),
-        ([], [], [fault(verdict="faithful", effect=1e-9)], True),
+        ([], [], [fault(verdict="faithful", effect=1e-3, effect_ratio=9.0)], True),
+        ([], [], [fault(verdict="not converted")], True),
+        ([], [], [fault(verdict="faithful", effect=1e-6, effect_ratio=0.9)], False),
+        ([], [], [fault(verdict="faithful", effect=1e-6, effect_ratio=1.2)], True),
+        ([row()], [], [fault(verdict="faithful", effect=1e-6, effect_ratio=1.2)], False),
         ([], [], [fault(verdict="incomparable")], True),
         ([], [], [fault(verdict="faithful", effect=0.0)], False),
         ([], [], [fault(fault="other padding", verdict="faithful", effect=1e-3)], False),
@@ -290,7 +302,7 @@ def test_the_page_counts_what_happened():
     page = tables.report(clean, [row(verdict="deviates", reason="batch")], planted, 0)
     assert "11 clean conversions of 11 models, 1 false alarms" in page
     assert "| torch: torch-dynamo | 11 | 1 | 5 |" in page
-    assert "| dropped bias | 4 | 0 | 1 | 3 | 2 | 1 | 9 |" in page
+    assert "| dropped bias | 4 | 0 | 1 | 0 | 1 | 2 | 9 |" in page
     assert "a \\| b" in page
     assert "no such operator" in page
     assert "| no effect |" in page
