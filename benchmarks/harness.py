@@ -153,6 +153,7 @@ class Plain:
         """End the script."""
         self.requests.close()
         self.process.wait()
+        self.replies.close()
 
 
 @contextmanager
