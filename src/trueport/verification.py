@@ -208,6 +208,7 @@ def verify(
     )
     if result.verdict == Verdict.DEVIATES:
         result = _with_runtime_note(result, session, target, cases, judged)
+    result = _with_state(result, source.signature, signature)
     for done in (ran, repeated):  # what is left is numbers about them; the source's runs serve the next target
         if isinstance(done, Ok):
             session.release(done.value)
@@ -239,6 +240,19 @@ def _with_runtime_note(
             note = f"with the kernels '{variant}' the target is faithful: its default runtime is at fault, not the file"
             return replace(result, notes=(*result.notes, note))
     return result
+
+
+def _with_state(result: Comparison, source: Signature, target: Signature) -> Comparison:
+    """Every run begins from the stored state, so what a model keeps for its next call has not been compared."""
+    keeps = [bool(signature.meta.get("writes_state")) for signature in (source, target)]
+    if not any(keeps):
+        return result
+    whose = "both models keep" if all(keeps) else f"the {'source' if keeps[0] else 'target'} keeps"
+    text = f"{whose} a state between calls, of which only the first call from the stored state was compared"
+    if result.verdict == Verdict.FAITHFUL and not all(keeps):
+        text = f"{text}: the other has none, so later calls must differ"
+        return replace(result, verdict=Verdict.INCOMPARABLE, reason=text)
+    return replace(result, notes=(*result.notes, text))
 
 
 def declared_precision(source: Signature, target: Signature) -> str:

@@ -97,3 +97,23 @@ def test_twin(session, folder, name, verdict, words):
     result = api.verify(folder / f"{name}.source.onnx", folder / f"{name}.twin.onnx", session=session)
     assert result.comparison.to_json()["verdict"] == verdict, result.reason
     assert words in result.reason
+
+
+def test_a_twin_without_the_state_of_its_source(session, tmp_path):
+    """Both agree on the first call from the stored state, which is all that a run can show."""
+    python = session.environment("tensorflow").value.python
+    made = session.pool.call(
+        python, "twin_models", "build_stateful", {"folder": str(tmp_path)}, stage=Stage.LOAD, paths=[HERE]
+    )
+    assert not isinstance(made, Failure), f"{made.message}\n{made.log[-2000:]}"
+    counting, plain = tmp_path / "counting.tflite", tmp_path / "plain.tflite"
+    for source, target, verdict in (
+        (counting, plain, I),
+        (plain, counting, I),
+        (counting, counting, F),
+        (plain, plain, F),
+    ):
+        result = api.verify(source, target, session=session)
+        assert result.comparison.to_json()["verdict"] == verdict, result.reason
+        told = " ".join((result.reason, *result.comparison.notes))
+        assert ("a state between calls" in told) == (counting in (source, target))

@@ -331,3 +331,32 @@ def build_all(folder):
     for name in PAIRS:
         build(name, folder)
     return sorted(PAIRS)
+
+
+def build_stateful(folder):
+    """Two TFLite models that agree on the first call: y = x · count, where count grows with every call, and y = x · 1."""
+    import tensorflow as tf
+
+    spec = [tf.TensorSpec([1, 4], tf.float32, name="x")]
+
+    class Counting(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.count = tf.Variable([0.0])
+
+        @tf.function(input_signature=spec)
+        def call(self, x):
+            self.count.assign_add([1.0])
+            return {"y": x * self.count}
+
+    class Plain(tf.Module):
+        @tf.function(input_signature=spec)
+        def call(self, x):
+            return {"y": x * 1.0}
+
+    for name, module in (("counting", Counting()), ("plain", Plain())):
+        saved = str(Path(folder) / name)
+        tf.saved_model.save(module, saved, signatures=module.call.get_concrete_function())
+        converter = tf.lite.TFLiteConverter.from_saved_model(saved)
+        converter.experimental_enable_resource_variables = True
+        Path(f"{saved}.tflite").write_bytes(converter.convert())

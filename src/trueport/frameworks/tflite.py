@@ -141,6 +141,7 @@ def _meta(model: Model) -> dict[str, Any]:
         "subgraphs": len(model.root.subgraphs),
         "custom_operators": custom,
         "signatures": [_decode(item.signatureKey) for item in model.root.signatureDefs or ()],
+        "writes_state": any(operator.code == "ASSIGN_VARIABLE" for operator in model.operators),
         "state": [{"name": t.name, "dtype": t.dtype, "shape": list(t.shape)} for t in model.tensors if t.variable],
     }
     if model.mended:
