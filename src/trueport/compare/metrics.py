@@ -200,7 +200,7 @@ def _block_difference(left: np.ndarray, right: np.ndarray) -> Difference:
             error_norm=_norm(error),
             source_norm=_norm(size),
             target_norm=_norm(np.abs(b)),
-            dot=float(np.vdot(a, b).real),
+            dot=float(np.einsum("i,i->", a, b.conj()).real),
             max_abs=float(error.max()),
             max_rel=float(relative.max()),
             low=float(real.min()) if real.size else math.inf,
@@ -223,8 +223,9 @@ def _norm(values: np.ndarray) -> float:
     if peak == 0.0 or not math.isfinite(peak):
         return peak
     unit = peak if not 1e-140 < peak < 1e140 else 1.0
-    scaled = values / unit
-    return unit * math.sqrt(float(np.dot(scaled, scaled)))
+    scaled = values if unit == 1.0 else values / unit
+    # einsum and not dot: BLAS starts threads for blocks this small, and on a busy machine waits for them.
+    return unit * math.sqrt(float(np.einsum("i,i->", scaled, scaled)))
 
 
 def narrower(left: np.dtype, right: np.dtype) -> np.dtype:
