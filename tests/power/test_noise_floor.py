@@ -194,6 +194,16 @@ def test_saturated_data_alone_are_no_evidence():
         assert "representative inputs" in found.reason
 
 
+def test_a_probe_that_is_not_saturated_does_not_speak_for_data_that_are():
+    kinds = {"data": "data", "probe-zeros": "probe"}
+    cases = {"data": saturated(), "probe-zeros": ordinary(2)}
+    found = judge(cases, another_kernel, kinds)
+    assert found.verdict == Verdict.INCOMPARABLE, found.reason
+    assert judge(cases, deaf, kinds).verdict == Verdict.DEVIATES, "a fault that the probe shows stays one"
+    single = {"data": ordinary(8)[:1, :1], "probe-zeros": ordinary(2)[1:, :1]}
+    assert judge(single, another_kernel, kinds).verdict == Verdict.FAITHFUL, "one sample cannot vary by itself"
+
+
 def test_a_saturated_case_raises_no_alarm_beside_good_data():
     found = judge({"data": ordinary(), "data-wide": saturated()}, another_kernel)
     assert found.verdict == Verdict.FAITHFUL, found.reason

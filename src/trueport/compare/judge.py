@@ -6,7 +6,7 @@ Each check yields findings; the worst finding is the output's verdict. A check n
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -63,7 +63,7 @@ def judge(pair: Pair, evidence: Evidence) -> Judged:
         )
     for case, result in judged.results.items():
         check_values(judged, evidence, case, result)
-    judged.informative = any(result.varies for result in judged.results.values()) or _varies_between(judged, ready)
+    judged.informative = _informative(judged, ready)
     if judged.results and not judged.informative:
         judged.notes.append(
             f"output '{pair.source}' does not depend on these inputs: only its constant value was compared"
@@ -191,10 +191,22 @@ def _spread_of(value: Value, pair: Pair, *, batch: bool) -> Spread:
     return spread(value, batch=batch and not moved)
 
 
-def _varies_between(judged: Judged, ready: Mapping[str, tuple[Value, Value]]) -> bool:
+def _informative(judged: Judged, ready: Mapping[str, tuple[Value, Value]]) -> bool:
+    """Tell whether the output depends on the input by more than noise could hide.
+
+    Where the data have several samples of a float output, it must do so over them: a probe that leaves a saturated
+    range does not show that the target is right inside it.
+    """
+    plain = {case: result for case, result in judged.results.items() if result.kind != "probe"}
+    able = any(result.spread.samples > 1 and not result.exact for result in plain.values())
+    chosen = plain if able else judged.results
+    return any(result.varies for result in chosen.values()) or _varies_between(judged, ready, list(chosen))
+
+
+def _varies_between(judged: Judged, ready: Mapping[str, tuple[Value, Value]], cases: Sequence[str]) -> bool:
     """Tell whether the source's first samples of two cases differ by more than noise could hide."""
     firsts = []
-    for case in judged.results:
+    for case in cases:
         source = ready[case][0]
         if isinstance(source, np.ndarray):
             moved = judged.pair.permutation is not None and judged.pair.permutation[0] != 0
