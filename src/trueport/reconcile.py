@@ -2,6 +2,9 @@
 
 Order of belief: what the converter declared, equal names, names equal but for decoration, then position. A layout is
 changed only when the converter declared it, or when the shapes allow the channel move and forbid everything else.
+
+A quantised tensor crosses as real values where its file tells the grid, and as bare integers where it does not (an ONNX
+model with int8 inputs). Of two such twins the one that tells the grid speaks for both, if the integers are of one type.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -23,13 +26,53 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """The integers of a quantised tensor and what they stand for: real = (integer - zero_point) * scale."""
+
+    scale: float
+    zero_point: int
+    dtype: np.dtype
+
+    @classmethod
+    def between(cls, told: TensorSpec, bare: TensorSpec) -> Self | None:
+        """The grid that `told`'s file tells, where `bare` holds plain integers of that very type; else None."""
+        facts = told.quantization or {}
+        scale = facts.get("scale")
+        if bare.quantization or not isinstance(scale, float) or not 0.0 < scale < float("inf"):
+            return None
+        if facts.get("dtype") != bare.dtype or np.dtype(bare.dtype).kind not in "iu":
+            return None
+        return cls(scale=scale, zero_point=int(facts.get("zero_point", 0)), dtype=np.dtype(bare.dtype))
+
+    def integers(self, array: np.ndarray) -> np.ndarray:
+        """Real values on the grid, as a runtime puts them there: half to even, clipped, NaN to the zero point."""
+        limits = np.iinfo(self.dtype)
+        steps = np.rint(array.astype(np.float64) / self.scale) + self.zero_point
+        steps = np.where(np.isnan(steps), self.zero_point, np.clip(steps, limits.min, limits.max))
+        return np.asarray(steps.astype(self.dtype))
+
+    def reals(self, array: np.ndarray) -> np.ndarray:
+        """What integers on the grid stand for, float32."""
+        steps = array.astype(np.int64) - self.zero_point
+        return np.asarray(steps.astype(np.float32) * np.float32(self.scale))
+
+    def __str__(self) -> str:
+        return f"{self.dtype} steps of {self.scale:.6g}, zero point {self.zero_point}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InputRule:
-    """One target input: np.transpose(source array without run axis, permutation), then a cast to `dtype` (None: as it is)."""
+    """One target input: np.transpose(source array without run axis, permutation), as `shape`, in `dtype` (None: as it is).
+
+    `grid`: the change of dtype is one between real values and integers on this grid, not a cast.
+    """
 
     target: str
     source: str
     permutation: tuple[int, ...] | None = None
     dtype: np.dtype | None = None
+    grid: Grid | None = None
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +112,16 @@ def reconcile_inputs(
         dtype, cast, refused = _dtype(origin, spec)
         notes += [sentence for sentence in (said, cast) if sentence]
         problems += [sentence for sentence in (problem, refused) if sentence]
-        rules.append(InputRule(target=spec.name, source=origin.name, permutation=permutation, dtype=dtype))
+        rules.append(
+            InputRule(
+                target=spec.name,
+                source=origin.name,
+                permutation=permutation,
+                dtype=dtype,
+                grid=None if dtype is None else grid_of(origin, spec),
+                shape=_scalar(origin, spec),
+            )
+        )
     used = {rule.source for rule in rules}
     notes += [
         f"source input {spec.name} has no counterpart in the target" for spec in source.inputs if spec.name not in used
@@ -93,8 +145,12 @@ def _moved(rule: InputRule, case: Case) -> np.ndarray:
     array = case.inputs[rule.source]
     if rule.permutation is not None:
         array = array.transpose(0, *(axis + 1 for axis in rule.permutation))
+    if rule.shape is not None:
+        array = array.reshape(array.shape[0], *rule.shape)
     if rule.dtype is None or array.dtype == rule.dtype:
         return array
+    if rule.grid is not None:
+        return rule.grid.reals(array) if array.dtype == rule.grid.dtype else rule.grid.integers(array)
     with np.errstate(over="ignore"):
         cast = array.astype(rule.dtype)
     lost = np.isinf(cast) & np.isfinite(array) if cast.dtype.kind == "f" else cast != array
@@ -195,6 +251,10 @@ def _layout(
         return declared, None, None
     shapes = f"source {ours.name} {show(ours.shape)}, target {theirs.name} {show(theirs.shape)}"
     rank = len(ours.shape)
+    if _scalar(ours, theirs) is not None and declared in (None, tuple(range(rank))):
+        return None, f"a scalar is handed over with another number of axes ({shapes})", None
+    if declared is not None and rank != len(theirs.shape):
+        return None, None, f"the inputs differ in rank ({shapes})"
     if declared is not None:
         if sorted(declared) != list(range(rank)) or not fits([ours.shape[axis] for axis in declared], theirs.shape):
             return (
@@ -226,6 +286,12 @@ def _layout(
     return None, None, f"the shapes do not fit ({shapes})"
 
 
+def _scalar(ours: TensorSpec, theirs: TensorSpec) -> tuple[int, ...] | None:
+    """The target's shape, where one side takes a scalar and the other a vector of exactly one element: one number."""
+    pair = (ours.shape, theirs.shape)
+    return () if pair == ((1,), ()) else (1,) if pair == ((), (1,)) else None
+
+
 def fits(shape: Iterable[Dim], wanted: tuple[Dim, ...]) -> bool:
     """Whether one tensor can have both shapes: sizes that both sides fix are equal."""
     pairs = zip(tuple(shape), wanted, strict=True)
@@ -251,6 +317,10 @@ def _dtype(ours: TensorSpec, theirs: TensorSpec) -> tuple[np.dtype | None, str |
         )
     if have == want:
         return None, None, None
+    grid = grid_of(ours, theirs)
+    if grid is not None:
+        how = "the source's grid" if ours.quantization else "the target's grid"
+        return want, f"target input {theirs.name}: {have} values are handed over as {want} ({how}: {grid})", None
     families = ("fc", "iub", "U")
     if have.kind == "c" or not any(have.kind in family and want.kind in family for family in families):
         return (
@@ -259,3 +329,8 @@ def _dtype(ours: TensorSpec, theirs: TensorSpec) -> tuple[np.dtype | None, str |
             f"target input {theirs.name} takes {want}, source input {ours.name} is {have}: the values mean different things",
         )
     return want, f"target input {theirs.name}: {have} values are handed over as {want}", None
+
+
+def grid_of(ours: TensorSpec, theirs: TensorSpec) -> Grid | None:
+    """The grid between two sides of which one holds real values and the other the bare integers; else None."""
+    return Grid.between(ours, theirs) or Grid.between(theirs, ours)

@@ -19,11 +19,13 @@ import numpy as np
 from trueport import __version__, feeds, reconcile
 from trueport.artifact import Artifact, Signature
 from trueport.compare.decisions import TASKS
+from trueport.compare.pairing import Layout, pair_outputs
 from trueport.compare.types import Comparison, FloorRun, RunSet, Verdict, Verification
 from trueport.compare.verdict import compare
 from trueport.errors import UsageError
 from trueport.feeds import Case, Feeds
 from trueport.outcome import Failure, Kind, Ok, Outcome
+from trueport.reconcile import Grid
 from trueport.session import RunResults, Session, framework_of
 
 FLOOR_RUNS = 4
@@ -188,13 +190,15 @@ def verify(
         ran = Ok(RunResults(runs={case.name: ran for case in cases}, versions={}))
     repeated = session.run(target, [head(case) for case in cases if case.name not in ran.value.failures])
     target_seconds = time.perf_counter() - target_started
+    on_source, on_target, told = output_grids(source.signature, signature, names, layout)
     judged = partial(
-        compare,
+        _compared,
+        on_target,
         source_signature=source.signature,
         target_signature=signature,
         cases_kinds={case.name: case.kind for case in common.cases},
-        source_runs=measured.value.runs.runs,
-        floors=measured.value.floors,
+        source_runs=in_reals(measured.value.runs.runs, on_source),
+        floors=[replace(floor, runs=in_reals(floor.runs, on_source)) for floor in measured.value.floors],
         declared_precision=declared,
         renames=names,
         layout=layout,
@@ -203,7 +207,7 @@ def verify(
     )
     result = judged(
         target_runs=ran.value.runs,
-        repeat_source=measured.value.repeat,
+        repeat_source=in_reals(measured.value.repeat, on_source),
         repeat_target=None if isinstance(repeated, Failure) else repeated.value.runs,
     )
     if result.verdict == Verdict.DEVIATES:
@@ -222,8 +226,62 @@ def verify(
         versions=versions(measured.value.runs, ran.value),
         timings=timings,
         rerun=tuple(rerun) or rerun_command(session, source.artifact, target, common, declared),
-        notes=(*source.artifact.made_by.get("notes", ()), *common.notes, *mapping.notes, *measured.value.notes),
+        notes=(*source.artifact.made_by.get("notes", ()), *common.notes, *mapping.notes, *told, *measured.value.notes),
     )
+
+
+def output_grids(
+    source: Signature, target: Signature, renames: Mapping[str, str], layout: Layout
+) -> tuple[dict[str, Grid], dict[str, Grid], tuple[str, ...]]:
+    """Tell which outputs hold bare integers whose partner's file tells the grid: of the source, of the target, notes.
+
+    The partners are those that `compare` pairs, found from the signatures alone.
+    """
+    ours = {spec.name: spec for spec in source.outputs}
+    theirs = {spec.name: spec for spec in target.outputs}
+    on_source: dict[str, Grid] = {}
+    on_target: dict[str, Grid] = {}
+    notes = []
+    for pair in pair_outputs(source, target, {}, {}, renames, layout).pairs:
+        left, right = ours[pair.source], theirs[pair.target]
+        grid = reconcile.grid_of(left, right)
+        if grid is None:
+            continue
+        bare, side, whose = (on_target, "target", "source") if left.quantization else (on_source, "source", "target")
+        name = pair.target if left.quantization else pair.source
+        bare[name] = grid
+        notes.append(f"{side} output {name}: its integers are compared as real values (the {whose}'s grid: {grid})")
+    return on_source, on_target, tuple(notes)
+
+
+def in_reals(runs: RunSet, grids: Mapping[str, Grid]) -> RunSet:
+    """Return runs in which the named outputs hold what their integers stand for, float32. All else stays as it is.
+
+    An output that came in another dtype than its grid's stays too: it is not what its signature says.
+    """
+
+    def real(name: str, value: Any) -> Any:
+        grid = grids.get(name)
+        if grid is None:
+            return value
+        if isinstance(value, list):
+            return [real(name, part) for part in value]
+        return grid.reals(value) if value.dtype == grid.dtype else value
+
+    if not grids:
+        return runs
+    return {
+        case: outputs if isinstance(outputs, Failure) else {name: real(name, value) for name, value in outputs.items()}
+        for case, outputs in runs.items()
+    }
+
+
+def _compared(
+    grids: Mapping[str, Grid], *, target_runs: RunSet, repeat_target: RunSet | None, **more: Any
+) -> Comparison:
+    """Compare, with the target's integers as real values."""
+    repeat = None if repeat_target is None else in_reals(repeat_target, grids)
+    return compare(target_runs=in_reals(target_runs, grids), repeat_target=repeat, **more)
 
 
 def _with_runtime_note(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from trueport.artifact import Signature, TensorSpec
 from trueport.errors import UsageError
 from trueport.feeds import Case, Feeds
-from trueport.reconcile import apply, reconcile_inputs
+from trueport.reconcile import Grid, apply, reconcile_inputs
 
 
 def model(*inputs):
@@ -185,6 +185,124 @@ def test_a_quantised_target_takes_real_values():
     mapping = reconcile_inputs(model(("x", "float32", (1, 4))), Signature(inputs=(spec,), outputs=()))
     assert mapping.problems == ()
     assert mapping.rules[0].dtype is None
+
+
+def told(dtype="int8", scale=0.1, zero_point=0, stored="int8", name="x", shape=(4,)):
+    """A tensor that a file stores quantised: it crosses as real values."""
+    facts = {"scale": scale, "zero_point": zero_point, "dtype": stored}
+    return TensorSpec(name=name, dtype=dtype, shape=shape, quantization=facts)
+
+
+def bare(dtype, name="x", shape=(4,)):
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+
+def one(spec):
+    return Signature(inputs=(spec,), outputs=())
+
+
+@pytest.mark.parametrize(
+    ("stored", "scale", "zero_point", "reals", "integers"),
+    [
+        ("int8", 0.5, -1, [0.0, 1.0, -0.5, 3.0], [-1, 1, -2, 5]),
+        ("uint8", 0.5, 10, [0.0, 1.0, -0.5, 3.0], [10, 12, 9, 16]),
+        ("int8", 1.0, 0, [0.5, 1.5, 2.5, -0.5], [0, 2, 2, 0]),  # half to even, as the runtimes round
+        ("int8", 1.0, -128, [0.0, 255.0, 256.0, -1.0], [-128, 127, 127, -128]),  # beyond the grid: its end
+        ("uint8", 2.0, 3, [np.nan, np.inf, -np.inf, 2.0], [3, 255, 0, 4]),
+        ("int16", 0.25, 0, [100.0, -100.0, 1e9, -1e9], [400, -400, 32767, -32768]),
+    ],
+)
+def test_a_target_with_bare_integers_is_fed_on_the_sources_grid(stored, scale, zero_point, reals, integers):
+    source = one(told("float32", scale, zero_point, stored))
+    mapping = reconcile_inputs(source, one(bare(stored)))
+    assert mapping.problems == ()
+    assert "the source's grid" in mapping.notes[0]
+    assert f"zero point {zero_point}" in mapping.notes[0]
+    (case,) = apply(mapping, feeds(x=np.array([reals], np.float32)))
+    assert case.inputs["x"].dtype == np.dtype(stored)
+    assert case.inputs["x"].tolist() == [integers]
+
+
+def test_a_target_with_a_grid_is_fed_what_the_sources_bare_integers_stand_for():
+    mapping = reconcile_inputs(one(bare("int8")), one(told("float32", 0.25, -3)))
+    assert mapping.problems == ()
+    assert "the target's grid" in mapping.notes[0]
+    (case,) = apply(mapping, feeds(x=np.array([[-128, -3, 0, 127]], np.int8)))
+    assert case.inputs["x"].dtype == np.float32
+    assert case.inputs["x"].tolist() == [[-31.25, 0.0, 0.75, 32.5]]
+
+
+@given(
+    st.sampled_from(["int8", "uint8"]),
+    st.floats(2**-20, 2**10, width=32),
+    st.integers(0, 127),
+)
+def test_every_integer_survives_the_way_to_its_real_value_and_back(stored, scale, zero_point):
+    info = np.iinfo(stored)
+    every = np.arange(info.min, info.max + 1).astype(stored)
+    grid = Grid(scale=scale, zero_point=zero_point, dtype=np.dtype(stored))
+    np.testing.assert_array_equal(grid.integers(grid.reals(every)), every)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (told("float32", stored="int8"), bare("uint8")),
+        (told("float32", stored="uint8"), bare("int8")),
+        (told("float32", stored="int8"), bare("int64")),
+        (bare("int64"), told("float32", stored="int8")),
+        (told("float32", scale=None), bare("int8")),
+        (told("float32", scale=0.0), bare("int8")),
+        (told("float32", scale=float("nan")), bare("int8")),
+        (bare("float32"), bare("int8")),
+    ],
+)
+def test_without_one_integer_type_and_a_usable_scale_nothing_is_put_on_a_grid(source, target):
+    mapping = reconcile_inputs(one(source), one(target))
+    assert len(mapping.problems) == 1
+    assert "mean different things" in mapping.problems[0]
+
+
+def test_two_sides_that_both_tell_a_grid_exchange_real_values():
+    mapping = reconcile_inputs(one(told("float32", 0.1)), one(told("float32", 0.2)))
+    assert (mapping.problems, mapping.notes) == ((), ())
+    assert (mapping.rules[0].dtype, mapping.rules[0].grid) == (None, None)
+
+
+def test_a_grid_and_a_layout_change_together():
+    source = one(told("float32", 0.5, 0, "int8", shape=(1, 2, 2, 3)))
+    mapping = reconcile_inputs(source, one(bare("int8", shape=(1, 3, 2, 2))))
+    x = np.arange(12, dtype=np.float32).reshape(1, 1, 2, 2, 3) / 2
+    (case,) = apply(mapping, feeds(x=x))
+    np.testing.assert_array_equal(case.inputs["x"], (np.moveaxis(x, -1, 2) * 2).astype(np.int8))
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [((), (1,)), ((1,), ())])
+@pytest.mark.parametrize("layout", [None, "identity"])
+def test_a_scalar_and_a_vector_of_one_element_are_one_number(ours, theirs, layout):
+    declared = {"x": {"source": "x", "permutation": list(range(len(ours)))}} if layout else None
+    mapping = reconcile_inputs(model(("x", "int64", ours)), model(("x", "int64", theirs)), None, declared)
+    assert mapping.problems == ()
+    assert any("scalar" in note for note in mapping.notes)
+    (case,) = apply(mapping, feeds(x=np.array([7, 8]).reshape(2, *ours)))
+    assert case.inputs["x"].shape == (2, *theirs)
+    assert case.inputs["x"].ravel().tolist() == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [((), (2,)), ((2,), ()), ((), (1, 1)), ((), ("N",)), ((None,), ()), ((1,), (1, 1)), ((1, 1), (1,))],
+)
+def test_no_other_difference_in_rank_is_bridged(ours, theirs):
+    mapping = reconcile_inputs(model(("x", "float32", ours)), model(("x", "float32", theirs)))
+    assert len(mapping.problems) == 1
+    assert "differ in rank" in mapping.problems[0]
+
+
+def test_a_declared_layout_between_different_ranks_is_a_problem_not_an_error():
+    layout = {"x": {"source": "x", "permutation": [1, 0]}}
+    mapping = reconcile_inputs(model(("x", "float32", (1, 4))), model(("x", "float32", (4,))), None, layout)
+    assert "differ in rank" in mapping.problems[0]
 
 
 def test_apply_moves_axes_renames_and_casts():
