@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from pipeline_models import scale, write, write_changed
 
-from trueport import api, verification
-from trueport.artifact import Artifact
+from trueport import api, reconcile, verification
+from trueport.artifact import Artifact, Signature, TensorSpec
 from trueport.compare.types import Verdict
 from trueport.errors import UntrustedError, UsageError
+from trueport.frameworks import fake
 from trueport.outcome import Failure, Kind, Ok, Stage
 from trueport.session import Session, Settings, first_run, formats, framework_of
 
@@ -194,6 +195,115 @@ def test_a_seed_decides_the_inputs(pair):
     source, target = pair()
     digests = [api.verify(source, target, settings=Settings(seed=seed)).inputs["sha256"] for seed in (0, 0, 1)]
     assert digests[0] == digests[1] != digests[2]
+
+
+# -- quantised twins ------------------------------------------------------------------------------------------------
+
+GRID_IN = {"scale": 1.0, "zero_point": 3, "dtype": "int8"}
+GRID_OUT = {"scale": 0.25, "zero_point": -5, "dtype": "int8"}
+
+
+def quantised(path, *, bare: bool, shift: float = 0.0, out: str = "int8"):
+    """The same int8 network: with bare integers outside, or with real values outside as a file that tells its grids.
+
+    shift: steps that the network adds to every result. out: the integer type of a bare output.
+    """
+    weights = np.random.default_rng(0).integers(-3, 4, size=(6, 4)).astype(np.float32)
+    numbers = {"half": 128.5 + 3, "offset": 128.0, "w": weights, "step": 0.01, "hundred": 100.0}
+    numbers |= {"shift": shift + 128.5, "least": 128.0, "zero": 5.0, "quarter": 0.25}
+    outer = {"dtype": "int8"} if bare else {"dtype": "float32", "quantization": GRID_IN}
+    given = {"dtype": out} if bare else {"dtype": "float32", "quantization": GRID_OUT}
+    layers = [] if bare else [("Add", ["x", "half"], "x1"), ("Cast", ["x1"], "x2", "int32")]
+    layers += [("Cast", ["x" if bare else "x2"], "x3", "float32")]
+    layers += [] if bare else [("Sub", ["x3", "offset"], "x4")]
+    layers += [
+        ("MatMul", ["x3" if bare else "x4", "w"], "p"),
+        ("Mul", ["p", "step"], "scaled"),
+        ("Tanh", ["scaled"], "t"),
+    ]
+    layers += [("Mul", ["t", "hundred"], "u"), ("Add", ["u", "shift"], "v"), ("Cast", ["v"], "v1", "int32")]
+    layers += [("Cast", ["v1"], "v2", "float32"), ("Sub", ["v2", "least"], "steps")]
+    layers += (
+        [("Cast", ["steps"], "y", out)] if bare else [("Add", ["steps", "zero"], "z"), ("Mul", ["z", "quarter"], "y")]
+    )
+    model = {
+        fake.MAGIC: 1,
+        "inputs": [{"name": "x", "shape": ["batch", 6], **outer}],
+        "outputs": [{"name": "y", "shape": ["batch", 4], **given}],
+        "constants": {
+            name: {"dtype": "float32", "shape": list(np.shape(value)), "data": np.asarray(value).tolist()}
+            for name, value in numbers.items()
+        },
+        "nodes": [
+            {"name": name, "op": op, "inputs": values, "outputs": [name], "attributes": {"to": more[0]} if more else {}}
+            for op, values, name, *more in layers
+        ],
+    }
+    path.write_text(fake.text_of(model), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("bare_source", [False, True])
+def test_twins_that_differ_in_bare_integers_only_are_faithful_with_a_note(tmp_path, session, bare_source):
+    source = quantised(tmp_path / "a.fake", bare=bare_source)
+    result = api.verify(source, quantised(tmp_path / "b.fake", bare=not bare_source), session=session)
+    assert result.verdict == Verdict.FAITHFUL, result.reason
+    assert result.comparison.outputs[0].max_abs == 0
+    said = " ".join(result.notes)
+    assert "int8 steps of 1, zero point 3" in said
+    assert f"{'source' if bare_source else 'target'} output y: its integers are compared as real values" in said
+
+
+@pytest.mark.parametrize("bare_source", [False, True])
+def test_such_a_twin_that_is_off_by_some_steps_deviates(tmp_path, session, bare_source):
+    source = quantised(tmp_path / "a.fake", bare=bare_source)
+    wrong = quantised(tmp_path / "b.fake", bare=not bare_source, shift=4)
+    result = api.verify(source, wrong, session=session)
+    assert result.verdict == Verdict.DEVIATES, result.reason
+    assert result.comparison.outputs[0].max_abs == pytest.approx(4 * GRID_OUT["scale"])
+
+
+def test_integers_of_another_type_are_not_taken_for_the_grid(tmp_path, session):
+    source = quantised(tmp_path / "a.fake", bare=False)
+    result = api.verify(source, quantised(tmp_path / "b.fake", bare=True, out="int32"), session=session)
+    assert result.verdict in (Verdict.INCOMPARABLE, Verdict.DEVIATES)
+    assert not any("as real values" in note for note in result.notes)
+
+
+def outputs(*specs):
+    return Signature(inputs=(), outputs=specs)
+
+
+def test_output_grids_follow_the_pairs():
+    told = TensorSpec(name="a", dtype="float32", shape=(4,), quantization=GRID_OUT)
+    plain = TensorSpec(name="b", dtype="int8", shape=(4,))
+    grid = reconcile.Grid(scale=0.25, zero_point=-5, dtype=np.dtype("int8"))
+    assert verification.output_grids(outputs(told), outputs(plain), {}, {})[:2] == ({}, {"b": grid})
+    assert verification.output_grids(outputs(plain), outputs(told), {}, {})[:2] == ({"b": grid}, {})
+    both = outputs(told, plain), outputs(plain, told)  # equal names: b is an integer on both sides
+    assert verification.output_grids(*both, {}, {}) == ({}, {}, ())
+    assert verification.output_grids(*both, {"a": "b", "b": "a"}, {})[:2] == ({"b": grid}, {"b": grid})
+    assert verification.output_grids(outputs(told), outputs(plain, told), {"a": "none"}, {}) == ({}, {}, ())
+
+
+def test_in_reals_changes_the_named_outputs_and_nothing_else():
+    grid = reconcile.Grid(scale=0.25, zero_point=-5, dtype=np.dtype("int8"))
+    failure = Failure(stage=Stage.RUN, kind=Kind.RAISED, message="no")
+    steps, wrong = np.array([[-128, -5, 127]], np.int8), np.ones((1, 3), np.float32)
+    runs = {
+        "data": {"y": steps, "n": steps},
+        "ragged": {"y": [steps[0], steps[0, :1]]},
+        "odd": {"y": wrong},
+        "bad": failure,
+    }
+    real = verification.in_reals(runs, {"y": grid})
+    assert real["data"]["y"].tolist() == [[-30.75, 0.0, 33.0]]
+    assert real["data"]["y"].dtype == np.float32
+    assert real["data"]["n"] is steps
+    assert [part.tolist() for part in real["ragged"]["y"]] == [[-30.75, 0.0, 33.0], [-30.75]]
+    assert real["odd"]["y"] is wrong
+    assert real["bad"] is failure
+    assert verification.in_reals(runs, {}) is runs
 
 
 # -- sessions -------------------------------------------------------------------------------------------------------

@@ -321,7 +321,10 @@ def _stack(rows: list[np.ndarray]) -> Any:
 
 def _spec(item: Mapping[str, Any]) -> SpecDict:
     shape: list[Any] | None = item.get("shape")
-    return {"name": item["name"], "dtype": item["dtype"], "shape": shape}
+    spec: SpecDict = {"name": item["name"], "dtype": item["dtype"], "shape": shape}
+    if "quantization" in item:
+        spec["quantization"] = item["quantization"]
+    return spec
 
 
 def _constant(item: Mapping[str, Any]) -> np.ndarray:
