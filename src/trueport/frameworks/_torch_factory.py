@@ -93,7 +93,9 @@ def _arguments(example: Any, given: Any, factory: str) -> tuple[tuple[Any, ...],
     if isinstance(given, torch.Tensor):
         return (given,), {}
     if not given:
-        raise BadModel(f"{factory} gives no example arguments: let it return (module, arguments), or give --inputs (pictures with --preprocess)")
+        raise BadModel(
+            f"{factory} gives no example arguments: let it return (module, arguments), or give --inputs (pictures with --preprocess)"
+        )
     return tuple(given), {}
 
 
