@@ -17,7 +17,10 @@ import pytest
 from trueport.artifact import Artifact, Signature, TensorSpec
 from trueport.compare.types import FloorRun, Verdict
 from trueport.compare.verdict import compare
-from trueport.session import Session, Settings
+from trueport.feeds import Case, Feeds
+from trueport.outcome import Failure, Kind, Stage
+from trueport.session import RunResults, Session, Settings
+from trueport.verification import Measured, Reference
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -113,6 +116,41 @@ def test_the_whole_benchmark(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "200 clean conversions" in done.stdout
     assert " 0 false alarms" in done.stdout
+
+
+@pytest.mark.slow
+def test_an_input_that_is_far_more_sensitive_than_the_first_four_is_no_fault(bench):
+    """On its eighth input this network moves two hundred times as far, by rounding alone, as on the first four."""
+    for route in plan.ROUTES["keras"][:2]:
+        row = bench.run(Trial(framework="keras", kind="efficientnetb0", seed=1, route=route))
+        assert row["verdict"] == "faithful", row["reason"]
+
+
+class Recorded(Reference):
+    """A reference whose floors tell how many runs they were asked for."""
+
+    def _floors(self, few, given, precision):
+        runs = {case.name: {"p": np.zeros((case.runs, 1), np.float32)} for case in few}
+        return [FloorRun(how="float64", runs=runs)], []
+
+
+def test_before_a_deviation_is_told_the_floor_covers_more_runs():
+    def case(name, runs, kind="data"):
+        return Case(name=name, kind=kind, inputs={"x": np.zeros((runs, 1), np.float32)})
+
+    cases = (case("data", 9), case("long", 300), case("short", 4), case("broken", 9))
+    given = Feeds.of(cases, origin="arrays", count=9)
+    failed = Failure(stage=Stage.RUN, kind=Kind.RAISED, message="no")
+    first = FloorRun(
+        how="float64", runs={name: {"p": np.zeros((4, 1), np.float32)} for name in ("data", "long", "short")}
+    )
+    measured = Measured(
+        runs=RunResults(runs={"broken": failed}, versions={}), repeat={}, floors=(first,), notes=(), seconds={}
+    )
+    reference = Recorded(session=None, artifact=None, signature=None)
+    (found,) = reference.floors_closer(given, "float32", measured)
+    assert {name: len(outputs["p"]) for name, outputs in found.runs.items()} == {"data": 9, "long": 64, "short": 4}
+    assert reference.floors_closer(given, "float32", measured)[0] is found
 
 
 # ---- saturated inputs: a softmax whose input-dependent part lies far below rounding ----
