@@ -17,7 +17,7 @@ import numpy as np
 
 from trueport import conversion, feeds, live, publish, verification
 from trueport import routes as planning
-from trueport.artifact import Artifact, Signature
+from trueport.artifact import Artifact, Signature, offered
 from trueport.compare.types import Verdict, Verification
 from trueport.conversion import Conversion
 from trueport.errors import UntrustedError, UsageError
@@ -82,7 +82,7 @@ def convert(
         UsageError: the request cannot be served; the message says how to mend it.
     """
     if to not in formats():
-        raise UsageError(f"the format '{to}' is not known; known are {', '.join(sorted(formats()))}")
+        raise UsageError(f"the format '{to}' is not known; known are {offered()}")
     verification.check_request(task, precision)
     with open_session(session, settings, progress) as active:
         given_inputs = inputs if isinstance(inputs, Mapping) else None

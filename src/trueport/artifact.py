@@ -15,6 +15,11 @@ from trueport.frameworks._base import Dim, SignatureDict, SpecDict
 HEAD = 64 * 1024
 """Bytes that sniffing looks at."""
 
+CORE_ML = (".mlmodel", ".mlpackage")
+
+PICKLES = tuple(bytes((0x80, protocol)) for protocol in (2, 3, 4, 5))
+"""How a pickle begins, by its protocol."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorSpec:
@@ -132,10 +137,26 @@ def sniff(path: Path) -> str:
         found = framework.sniff(head, path)
         if found is not None:
             return str(found)
-    known = ", ".join(sorted(name for framework in FRAMEWORKS.values() for name in framework.FORMATS))
-    raise UsageError(
-        f"{path}: not a model of a known format ({known}); if it is one, say so with --source-format or --target-format"
+    raise UsageError(f"{path}: not a model of a known format{_what_else(head, path)}")
+
+
+def offered() -> str:
+    """The formats as messages list them: sorted, without the one that serves tests."""
+    return ", ".join(
+        sorted(name for framework in FRAMEWORKS.values() for name in framework.FORMATS if framework.NAME != "fake")
     )
+
+
+def _what_else(head: bytes, path: Path) -> str:
+    """What a file is that is no model, where that is known, and the cure."""
+    if path.suffix.lower() in CORE_ML:
+        return ": Core ML is not read by this version; give the model that it was made from"
+    if path.is_file() and head[:2] in PICKLES:
+        return (
+            " but a pickle, which holds weights at most: name the architecture as package.module:factory and give this "
+            "file with --checkpoint"
+        )
+    return f" ({offered()}); if it is one, say so with --source-format or --target-format"
 
 
 def size_of(path: Path) -> int:

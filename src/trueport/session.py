@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from trueport.artifact import Artifact, Signature
+from trueport.artifact import Artifact, Signature, offered
 from trueport.compare.types import RunSet
 from trueport.converters import CONVERTERS
 from trueport.envs import Environment, EnvStore, Variant, toolchains
@@ -230,8 +230,7 @@ def framework_of(format: str) -> ModuleType:
     for module in FRAMEWORKS.values():
         if format in module.FORMATS:
             return module
-    known = ", ".join(sorted(formats()))
-    raise UsageError(f"the format '{format}' is not known; known are {known}")
+    raise UsageError(f"the format '{format}' is not known; known are {offered()}")
 
 
 def formats() -> tuple[str, ...]:

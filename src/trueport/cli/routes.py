@@ -12,7 +12,7 @@ from rich.text import Text
 
 from trueport import api
 from trueport import routes as planning
-from trueport.artifact import Artifact
+from trueport.artifact import Artifact, offered
 from trueport.cli import _output as output
 from trueport.errors import UsageError
 from trueport.session import formats
@@ -28,7 +28,7 @@ def routes(
     """List every conversion step, or the routes from SOURCE to a format, best first."""
     console = output.stdout()
     if to is not None and to not in formats():
-        raise UsageError(f"the format '{to}' is not known; known are {', '.join(sorted(formats()))}")
+        raise UsageError(f"the format '{to}' is not known; known are {offered()}")
     if source is None:
         _steps(console, None if to is None else {to})
         return
