@@ -95,7 +95,7 @@ def ways(source: str, step_name: str, precision: str) -> list[Route]:
     last = Hop(step=step, options=options)
     if step.source_format == source:
         return [Route(hops=(last,))]
-    before = [route for route in plan(source, step.source_format) if step.target_format != source]
+    before = plan(source, step.source_format)
     return [Route(hops=(*route.hops, last)) for route in before[:WAYS]]
 
 

@@ -369,3 +369,24 @@ def test_an_example_is_one_run_of_the_first_case(tmp_path, session):
     example = first_run(given.cases)
     np.testing.assert_array_equal(example["x0"], given.cases[0].inputs["x0"][0])
     assert example["x0"].ndim == 2
+
+
+def test_an_int8_target_is_judged_on_generated_inputs_within_its_calibration():
+    from trueport.artifact import Signature, TensorSpec
+    from trueport.feeds import generate
+    from trueport.verification import within_calibration
+
+    image = TensorSpec(name="image", dtype="float32", shape=("batch", 3, 32, 32))
+    given = generate(Signature(inputs=(image,), outputs=()), seed=0)
+    kinds = [case.kind for case in given.cases]
+    assert kinds.count("data") > 1
+    narrowed = within_calibration(given, "int8")
+    assert [case.name for case in narrowed.cases if case.kind == "data"] == ["data"]
+    assert [case.name for case in narrowed.cases if case.kind != "data"] == [
+        case.name for case in given.cases if case.kind != "data"
+    ]
+    assert narrowed.count == narrowed.cases[0].runs
+    assert narrowed.sha256 != given.sha256
+    assert "beyond the range of case data" in narrowed.notes[-1]
+    assert within_calibration(given, "float32") is given
+    assert within_calibration(given, "int8-dynamic") is given

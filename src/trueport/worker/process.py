@@ -416,4 +416,8 @@ def _how_it_died(code: int) -> str:
 
 
 def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")[:400]
+    """The first line that says something; TensorFlow opens with "in user code:" and ends with what happened."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0]} {lines[-1]}"[:400]
+    return lines[0][:400] if lines else ""
