@@ -134,7 +134,8 @@ def main() -> int:
         for trial in plan.planted(bench, given.seed, 1 if given.quick else given.places, models):
             planted.append(rows.get(bench, trial))
             progress(f"planted {len(planted)}", planted[-1])
-    page = tables.report(clean, known, planted, given.seed)
+    options = "--quick" if given.quick else f"--clean {given.clean} --places {given.places}"
+    page = tables.report(clean, known, planted, f"{options} --seed {given.seed}")
     print(page)
     print(f"{len(clean) + len(known) + len(planted)} trials in {time.perf_counter() - started:.0f} s", file=sys.stderr)
     if given.out is not None:

@@ -39,9 +39,7 @@ ONE_BATCH = "onnx2tf's result runs at the example's batch size only"
 RESIZE = "XNNPACK cannot resize onnx2tf's result to another batch size; with the builtin kernels it is faithful"
 KNOWN_FAULTS: Mapping[tuple[str, str, str], str] = {
     ("torch", "onnx2tf-tflite", "lstm"): ONE_BATCH,
-    ("torch", "onnx2tf-tflite", "gru"): ONE_BATCH,
     ("onnx/torch", "onnx2tf-tflite", "lstm"): ONE_BATCH,
-    ("onnx/torch", "onnx2tf-tflite", "gru"): ONE_BATCH,
     ("onnx/keras", "onnx2tf-tflite", "residual"): RESIZE,
 }
 """(framework, last step, kind) -> a fault of that converter, seen and explained. Not a clean conversion: it must be found,

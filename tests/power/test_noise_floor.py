@@ -347,7 +347,8 @@ def test_the_page_counts_what_happened():
         fault(verdict="faithful", effect=0.0),
         fault(verdict="faithful", effect=0.1),
     ]
-    page = tables.report(clean, [row(verdict="deviates", reason="batch")], planted, 0)
+    page = tables.report(clean, [row(verdict="deviates", reason="batch")], planted, "--seed 5")
+    assert "noise_floor.py --seed 5`" in page
     assert "11 clean conversions of 11 models, 1 false alarms" in page
     assert "| torch: torch-dynamo | 11 | 1 | 5 |" in page
     assert "| dropped bias | 4 | 0 | 1 | 0 | 1 | 2 | 9 |" in page
