@@ -16,7 +16,9 @@ from trueport.compare.types import FloorRun, RunSet, Verdict
 
 RATIO_BOUND_RMS = 10.0
 """Deviation over floor that a float32 twin may have. Kernels that sum in another order were seen to differ by up to six
-times the deviation of their nearest neighbours (growth rule of deep nets), and the floor is itself a sample of a few."""
+times the deviation of their nearest neighbours (growth rule of deep nets), and the floor is itself a sample of a few.
+Of 200 clean conversions half had 0.8, 99 % at most 4.5 and the worst (EfficientNetB0) 6.3; of 108 planted faults that were
+found (1 % of one weight, an epsilon, a bias, the form of GELU) the smallest had 201: docs/noise-floor.md."""
 
 RATIO_BOUND_MAX = 16.0
 """The same for the largest single element, whose sampling error is larger: the extreme of a few ways against one more."""
