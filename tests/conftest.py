@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,10 @@ import pytest
 from trueport.envs import EnvStore
 from trueport.outcome import Failure
 from trueport.worker.pool import Pool
+
+# A run that was started in the background ignores ^C, and so would everything that the tests start and interrupt.
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CORPUS = Path(os.environ.get("TRUEPORT_CORPUS", Path(__file__).resolve().parents[2] / "shared" / "corpus"))
 

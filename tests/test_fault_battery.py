@@ -106,8 +106,14 @@ def test_a_limit_is_the_failure_of_every_route(model, tmp_path, limit, kind):
     assert result.chosen is None
     assert len(result.attempts) == 3
     for attempt in result.attempts:
-        assert attempt.failure is not None
-        assert (attempt.failure.stage, attempt.failure.kind) == (Stage.CONVERT, kind), attempt.failure
+        failure = attempt.failure
+        assert failure is not None
+        assert failure.stage == Stage.CONVERT
+        # Native code that does not look at what malloc gave dies; the message then names the limit that it died under.
+        died = (
+            kind is Kind.OUT_OF_MEMORY and failure.kind is Kind.CRASHED and "under a memory limit of" in failure.message
+        )
+        assert failure.kind is kind or died, failure
     assert list(tmp_path.iterdir()) == []
 
 

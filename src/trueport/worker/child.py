@@ -139,6 +139,7 @@ _KINDS = {
 _MEMORY_WORDS = (
     "bad_alloc",
     "out of memory",
+    "alloc failed",
     "cannot allocate memory",
     "can't allocate memory",
     "failed to allocate",
