@@ -105,7 +105,7 @@ def _serve(request: dict[str, Any]) -> dict[str, Any]:
         finally:
             _limit_memory(None)  # first of all: to describe an error takes memory too
     except BaseException as error:  # noqa: BLE001 -- the process boundary; SystemExit of a tool is its failure, not our end
-        return _error_reply(error)
+        return _error_reply(error, limited=request.get("memory") is not None)
     return {"value": value, "emitted": emitted, "seconds": time.perf_counter() - started, "versions": _versions()}
 
 
@@ -139,7 +139,6 @@ _KINDS = {
 _MEMORY_WORDS = (
     "bad_alloc",
     "out of memory",
-    "alloc failed",
     "cannot allocate memory",
     "can't allocate memory",
     "failed to allocate",
@@ -151,14 +150,19 @@ _MEMORY_WORDS = (
 )
 
 
-def _error_reply(error: BaseException) -> dict[str, Any]:
+_LIMITED_WORDS = ("alloc failed", "error return without exception set")
+"""What protobuf, and C code of an extension, make of a malloc that gave nothing: believed only under a limit."""
+
+
+def _error_reply(error: BaseException, *, limited: bool) -> dict[str, Any]:
     names = [cls.__name__ for cls in type(error).__mro__]
     kind = next((_KINDS[name] for name in names if name in _KINDS), "raised")
     reply = {"error": kind, "type": type(error).__name__, "message": "(the exception cannot be printed)"}
     with contextlib.suppress(Exception):
         reply["message"] = str(error)
     text = f"{reply['type']} {reply['message']}".lower()
-    if kind == "raised" and any(word in text for word in _MEMORY_WORDS):
+    words = _MEMORY_WORDS + _LIMITED_WORDS if limited else _MEMORY_WORDS
+    if kind == "raised" and any(word in text for word in words):
         reply["error"] = "out-of-memory"
     reply["traceback"] = ""
     with contextlib.suppress(Exception):

@@ -41,7 +41,6 @@ MEMORY_WORDS = (
     "bad_alloc",
     "memoryerror",
     "out of memory",
-    "alloc failed",
     "cannot allocate",
     "can't allocate",
     "failed to allocate",
