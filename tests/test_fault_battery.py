@@ -92,7 +92,7 @@ def test_a_worker_killed_while_it_converts_ends_that_route_only(model, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("limit", "kind"), [({"timeout": 0.05}, Kind.TIMED_OUT), ({"memory": 2.0**20}, Kind.OUT_OF_MEMORY)]
+    ("limit", "kind"), [({"timeout": 0.05}, Kind.TIMED_OUT), ({"memory": 2.0**25}, Kind.OUT_OF_MEMORY)]
 )
 def test_a_limit_is_the_failure_of_every_route(model, tmp_path, limit, kind):
     """The source is loaded under ordinary limits; then each conversion meets one that it cannot keep."""

@@ -147,6 +147,7 @@ _MEMORY_WORDS = (
     "resourceexhausted",
     "can't start new thread",
     "failed to map segment",
+    "cannot map zero-fill pages",
 )
 
 

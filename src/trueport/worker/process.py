@@ -49,6 +49,7 @@ MEMORY_WORDS = (
     "pthread_create",
     "can't start new thread",
     "failed to map segment",
+    "cannot map zero-fill pages",
 )
 """What a process prints before it dies because an allocation, or the stack of a new thread, was refused."""
 
