@@ -77,7 +77,7 @@ def make_torch(images: str, out: str) -> dict[str, Any]:
     return {"bytes": Path(out).stat().st_size, "parameters": sum(value.numel() for value in model.parameters())}
 
 
-# -- the converters' own calls, on a model that is loaded already
+# -- the converters' own calls: from the file (`load`), or on a model that is loaded already
 
 
 @functools.lru_cache(maxsize=1)
@@ -94,26 +94,28 @@ def _program(path: str) -> Any:
     return torch.export.load(path)
 
 
-def tflite_keras(source: str, out: str) -> Callable[[], None]:
+def tflite_keras(source: str, out: str, *, load: bool = False) -> Callable[[], None]:
     """TensorFlow's guide: from_keras_model, convert, write."""
     import tensorflow as tf
 
-    model = _keras(source)
+    kept = None if load else _keras(source)
 
     def convert() -> None:
+        model = kept or _keras.__wrapped__(source)
         Path(out).write_bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
 
     return convert
 
 
-def tf2onnx_keras(source: str, out: str) -> Callable[[], None]:
+def tf2onnx_keras(source: str, out: str, *, load: bool = False) -> Callable[[], None]:
     """tf2onnx's guide: from_function with an open batch and the model's own input names (from_keras needs Keras 2)."""
     import tensorflow as tf
     import tf2onnx
 
-    model = _keras(source)
+    kept = None if load else _keras(source)
 
     def convert() -> None:
+        model = kept or _keras.__wrapped__(source)
         specs = [tf.TensorSpec(tensor.shape, tensor.dtype, name=tensor.name) for tensor in model.inputs]
         call = tf.function(lambda *flat: model(list(flat) if len(flat) > 1 else flat[0], training=False), specs)
         tf2onnx.convert.from_function(call, specs, opset=17, output_path=out)
@@ -121,13 +123,14 @@ def tf2onnx_keras(source: str, out: str) -> Callable[[], None]:
     return convert
 
 
-def torch_dynamo(source: str, out: str) -> Callable[[], None]:
+def torch_dynamo(source: str, out: str, *, load: bool = False) -> Callable[[], None]:
     """PyTorch's guide: torch.onnx.export of an exported program, save."""
     import torch
 
-    program = _program(source)
+    kept = None if load else _program(source)
 
     def convert() -> None:
+        program = kept or _program.__wrapped__(source)
         torch.onnx.export(program, (), dynamo=True, verbose=False).save(out, external_data=False)
 
     return convert

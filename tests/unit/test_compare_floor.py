@@ -170,3 +170,14 @@ def test_ways_with_a_second_definite_answer_are_told_from_noise():
     assert not measured(**near, plain=other).split, "one alone is broken itself"
     assert not measured(jitter=noisy(X, 0.4, 1), thread=X.copy(), plain=other, double=other).split, "noise moves it too"
     assert not measured(thread=X.copy(), plain=other, double=other).split
+
+
+def test_kernels_of_an_integer_model_may_differ_by_steps_of_its_grid():
+    """7 % of the signal is gross for a float32 model and ordinary between two kernel sets of an int8 one."""
+    from trueport.compare.floor import gross
+    from trueport.compare.metrics import spread
+
+    size = spread(np.random.default_rng(0).normal(size=(8, 1, 10)).astype(np.float32), batch=True)
+    step = 0.07 * size.scale
+    assert gross(size, np.dtype(np.float32)) < step < gross(size, np.dtype(np.float32), integer=True)
+    assert gross(size, np.dtype(np.float32), integer=True) < size.scale

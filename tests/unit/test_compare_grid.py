@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from compare_cases import noisy, signature
 
+from trueport.artifact import Signature, TensorSpec
 from trueport.compare.types import FloorRun, Verdict
 from trueport.compare.verdict import compare
 
@@ -148,3 +149,35 @@ def test_the_ratio_of_a_drowned_case_is_not_reported_as_the_worst():
     assert result.verdict is Verdict.FAITHFUL, result.reason
     assert result.outputs[0].ratio <= 3.0
     assert result.outputs[0].cases["dull"]["ratio"] > 3.0
+
+
+@pytest.mark.parametrize(("precision", "verdict"), [("float32", Verdict.FAITHFUL), ("int8", Verdict.DEVIATES)])
+def test_the_noise_of_an_integer_source_is_not_stretched_by_the_bounds_of_rounding(precision, verdict):
+    """Five times the floor is rounding for a float32 source; over the grid of an integer one it is a fault."""
+    rng = np.random.default_rng(0)
+    source = rng.normal(size=(16, 1, 8)).astype(np.float32)
+    noise = rng.normal(size=source.shape).astype(np.float32)
+    spec = TensorSpec(name="y", dtype="float32", shape=(1, 8))
+    given = TensorSpec(name="x", dtype="float32", shape=(1, 4))
+    ours = Signature(inputs=(given,), outputs=(spec,), meta={"precision": precision})
+    twin = Signature(inputs=(given,), outputs=(spec,))
+    ways = [
+        FloorRun(how=f"kernels: {name}", runs={"data": {"y": source + sign * 1e-4 * noise}})
+        for name, sign in (("a", 1), ("b", -1))
+    ]
+    found = compare(
+        ours,
+        twin,
+        {"data": "data"},
+        {"data": {"y": source}},
+        {"data": {"y": source + 5e-4 * noise}},
+        ways,
+        None,
+        None,
+        declared_precision="float32",
+        renames={},
+        layout={},
+        task="regression",
+        labels=None,
+    )
+    assert found.verdict is verdict, found.reason

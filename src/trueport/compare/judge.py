@@ -149,7 +149,7 @@ def _measure(judged: Judged, evidence: Evidence, ready: Mapping[str, tuple[Value
             floors[case] = least[case] = noise.measure_exact(source, ways)
         else:
             least[case] = noise.minimum(spreads[case], dtypes(source)[0], dtypes(target)[0])
-            limit = noise.gross(spreads[case], dtypes(source)[0])
+            limit = noise.gross(spreads[case], dtypes(source)[0], integer=evidence.integer)
             floors[case] = noise.measure(source, ways, spreads[case], least[case], limit)
             if evidence.reduced and pair.target in evidence.grids:
                 floors[case] = noise.stored(floors[case], source, evidence.grids[pair.target])
@@ -165,14 +165,17 @@ def _measure(judged: Judged, evidence: Evidence, ready: Mapping[str, tuple[Value
     for case, (source, target) in ready.items():
         exact = kind_of(dtypes(source)[0]) in EXACT_KINDS.values()
         simulated = evidence.reduced and pooled[case].simulated
+        coarse = (
+            simulated or evidence.integer
+        )  # a floor of steps of a grid, which the bounds of rounding would overstretch
         judged.results[case] = CaseResult(
             kind=evidence.kinds[case],
             difference=difference(source, target),
             floor=pooled[case],
             spread=spreads[case],
             exact=exact,
-            bound_rms=EXACT_BOUND if exact else REDUCED_BOUND_RMS if simulated else RATIO_BOUND_RMS,
-            bound_max=REDUCED_BOUND_MAX if simulated else RATIO_BOUND_MAX,
+            bound_rms=EXACT_BOUND if exact else REDUCED_BOUND_RMS if coarse else RATIO_BOUND_RMS,
+            bound_max=REDUCED_BOUND_MAX if coarse else RATIO_BOUND_MAX,
             target_constant=_spread_of(target, pair, batch=batch).constant,
             worst_slice=slices[case],
             limit=_visible(source, target, simulated=simulated) * (least[case] if simulated else pooled[case]).rms,

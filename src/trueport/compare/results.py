@@ -84,6 +84,11 @@ class Evidence:
         """A precision below float32 was declared."""
         return self.declared not in (FULL_PRECISION, "float64")
 
+    @property
+    def integer(self) -> bool:
+        """The source itself computes in integers, so that its own kernel sets differ by steps of a coarse grid."""
+        return str(self.signature.meta.get("precision", "")).startswith("int8")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseResult:
