@@ -141,7 +141,7 @@ def table(rows: Mapping[tuple[str, str], Cell], models: list[str], labels: list[
     ]
     for one in rows.values():
         if one.outcome != "faithful":
-            reason = one.reason.replace("|", "\\|").replace("\n", " ")
+            reason = one.reason.replace("|", "\\|").replace("\n", " ").replace("](", "] (")  # no link
             lines.append(f"| {one.model} | {one.route} | {one.outcome} | {reason} |")
     return "\n".join(lines) + "\n"
 

@@ -84,7 +84,6 @@ FAILING = {
     "silero_vad/silero_vad_16k_op15.onnx -> tflite": "incomparable",
     "silero_vad/silero_vad_16k_op15.onnx -> pytorch": "unsupported",
     "silero_vad/silero_vad.jit -> onnx": "unsupported",
-    "dtln/model_quant_1.tflite -> onnx": "faithful",
     "tflm/person_detect.tflite -> onnx": "raised",
     "tflm/trained_lstm.tflite -> onnx": "raised",
     "keras2_qat_ptq/mobilenet_v1_0.25_128_quant.tflite -> onnx": "incomparable",

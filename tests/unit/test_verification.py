@@ -44,18 +44,19 @@ def test_twins_are_faithful(pair, session):
 
 
 FAULTS = {
-    "perturb:20": Verdict.DEVIATES,
-    "nan": Verdict.DEVIATES,
-    "swap-outputs": Verdict.DEVIATES,
-    "crash": Verdict.DEVIATES,
-    "random:0.2": Verdict.FLAKY,
+    "perturb:20": {Verdict.DEVIATES},
+    "nan": {Verdict.DEVIATES},
+    "swap-outputs": {Verdict.DEVIATES},
+    "crash": {Verdict.DEVIATES},
+    # By chance the two runs of one case may be so alike that its deviation is not put down to chance.
+    "random:0.2": {Verdict.FLAKY, Verdict.DEVIATES},
 }
 
 
-@pytest.mark.parametrize(("fault", "verdict"), FAULTS.items(), ids=FAULTS)
-def test_a_target_that_runs_wrongly_is_not_faithful(pair, session, fault, verdict):
+@pytest.mark.parametrize(("fault", "verdicts"), FAULTS.items(), ids=FAULTS)
+def test_a_target_that_runs_wrongly_is_not_faithful(pair, session, fault, verdicts):
     result = api.verify(*pair(faults={"run": [fault]}), session=session)
-    assert result.verdict == verdict, result.reason
+    assert result.verdict in verdicts, result.reason
     assert result.reason
 
 
