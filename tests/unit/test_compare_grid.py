@@ -181,3 +181,38 @@ def test_the_noise_of_an_integer_source_is_not_stretched_by_the_bounds_of_roundi
         labels=None,
     )
     assert found.verdict is verdict, found.reason
+
+
+@pytest.mark.parametrize(
+    ("apart", "verdict"),
+    [(0.0, Verdict.FAITHFUL), (0.02, Verdict.FAITHFUL), (0.11, Verdict.INCOMPARABLE), (0.3, Verdict.DEVIATES)],
+)
+def test_a_good_output_does_not_speak_for_a_noisy_one_beside_it(apart, verdict):
+    """An integer source whose second output moves by 4 % of its signal by itself: three such floors hide a tenth of it."""
+    rng = np.random.default_rng(0)
+    clear, noisy_one, noise = (rng.normal(size=(16, 1, 8)).astype(np.float32) for _ in range(3))
+    specs = tuple(TensorSpec(name=name, dtype="float32", shape=(1, 8)) for name in ("clear", "noisy"))
+    given = (TensorSpec(name="x", dtype="float32", shape=(1, 4)),)
+    form = Signature(inputs=given, outputs=specs, meta={"precision": "int8"})
+    ways = [
+        FloorRun(
+            how=how, runs={"data": {"clear": clear + sign * 1e-7 * noise, "noisy": noisy_one + sign * 4e-2 * noise}}
+        )
+        for how, sign in (("kernels: a", 1), ("inputs moved by one ulp", -1))
+    ]
+    found = compare(
+        form,
+        replace(form, meta={}),
+        {"data": "data"},
+        {"data": {"clear": clear, "noisy": noisy_one}},
+        {"data": {"clear": clear, "noisy": noisy_one + apart * noise}},
+        ways,
+        None,
+        None,
+        declared_precision="float32",
+        renames={},
+        layout={},
+        task="regression",
+        labels=None,
+    )
+    assert found.verdict is verdict, found.reason

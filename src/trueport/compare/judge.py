@@ -64,6 +64,8 @@ def judge(pair: Pair, evidence: Evidence) -> Judged:
     for case, result in judged.results.items():
         check_values(judged, evidence, case, result)
     judged.informative = _informative(judged, ready)
+    if not judged.informative and not evidence.reduced:
+        judged.findings += _hidden(judged)
     if judged.results and not judged.informative:
         judged.notes.append(
             f"output '{pair.source}' does not depend on these inputs: only its constant value was compared"
@@ -204,6 +206,27 @@ def _informative(judged: Judged, ready: Mapping[str, tuple[Value, Value]]) -> bo
     able = any(result.spread.samples > 1 and not result.exact for result in plain.values())
     chosen = plain if able else judged.results
     return any(result.varies for result in chosen.values()) or _varies_between(judged, ready, list(chosen))
+
+
+def _hidden(judged: Judged) -> list[Finding]:
+    """An output that reacts to its inputs, but within its own noise, must be near the target's all the same.
+
+    Other outputs may carry the evidence for the model; they say nothing about this one. What the bound allows where an
+    output is just visible, a tenth of its signal, is therefore the most that noise excuses. A signal at the level of
+    rounding (a saturated softmax) is none.
+    """
+    for case, result in judged.results.items():
+        if result.kind == "probe" or result.exact or result.spread.constant:
+            continue
+        rounding = noise.minimum(result.spread, np.dtype(np.float32), np.dtype(np.float32)).rms
+        signal, apart = result.spread.dev, result.difference.rms
+        if signal > RATIO_BOUND_RMS * rounding and apart > RATIO_BOUND_RMS / VISIBLE * signal:
+            text = (
+                f"output '{judged.pair.source}' in case '{case}' deviates by {apart / signal:.2g} of its signal, which its "
+                f"own noise ({result.floor.rms / signal:.2g} of the signal) hides: nothing is proven about it"
+            )
+            return [Finding(verdict=Verdict.INCOMPARABLE, text=text, weight=apart / signal, numeric=True)]
+    return []
 
 
 def _varies_between(judged: Judged, ready: Mapping[str, tuple[Value, Value]], cases: Sequence[str]) -> bool:
