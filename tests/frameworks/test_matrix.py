@@ -77,5 +77,7 @@ def test_some_cells(format, kind, only):
 )
 def test_every_cell(format, kind):
     with Session(Settings(timeout=600)) as session:
-        for cell in matrix.cells(session, format, kind):
-            check(cell)
+        cells = list(matrix.cells(session, format, kind))
+    assert {(cell.model, cell.step) for cell in cells} == {key for key in published() if key[0] == f"{kind} ({format})"}
+    for cell in cells:
+        check(cell)
