@@ -66,15 +66,22 @@ class SignatureDict(TypedDict):
     meta: dict[str, Any]
 
 
-class NodeDict(TypedDict):
-    """One operator. `op` in ONNX vocabulary where one exists, `native_op` as the format calls it."""
-
+class _NodeBase(TypedDict):
     name: str
     op: str
     native_op: str
     inputs: list[str]
     outputs: list[str]
     attributes: dict[str, Any]
+
+
+class NodeDict(_NodeBase, total=False):
+    """One operator. `op` in ONNX vocabulary where one exists, `native_op` as the format calls it.
+
+    `origin`: in a finer granularity than the native one, the name of the native node that this one is a part of.
+    """
+
+    origin: str
 
 
 class GraphDict(TypedDict):
@@ -144,7 +151,11 @@ class ConvertReply(TypedDict, total=False):
 
 
 class Framework(Protocol):
-    """What a module in `frameworks/` offers."""
+    """What a module in `frameworks/` offers.
+
+    A module may list finer views of a model in GRANULARITIES (("native", "decomposed"), the native one first). Then
+    `names`, `trace`, `graph` and `parameters` take a keyword `granularity`; inputs and outputs keep their names.
+    """
 
     NAME: str
     FORMATS: Mapping[str, str]
@@ -175,6 +186,28 @@ class Framework(Protocol):
         self, path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budget: int, trust: bool
     ) -> dict[str, Any]:
         """Run R calls and emit each wanted value [R, *shape], holding at most `budget` bytes of them at a time."""
+
+    def replay(
+        self,
+        path: str,
+        inputs: Arrays,
+        given: Arrays,
+        wanted: Sequence[str],
+        emit: Emit,
+        *,
+        variant: str,
+        budget: int,
+        trust: bool,
+    ) -> dict[str, Any]:
+        """Run R calls in which every consumer of a value named in `given` reads that array [R, *shape] instead.
+
+        Emits what each `wanted` value is *computed* as: a name that stands in `given` too gives what its own producer
+        makes of its inputs. `given` may name graph inputs and any value that `trace` gives. Only the part of the model
+        on which `wanted` depends is run, cut off at `given`; an input that is not needed may be absent from `inputs`.
+        `variant`: as for `run`; "" means the kernels that `trace` uses. Shapes in `given` may differ from those that
+        the model would compute, where the format allows it.
+        Returns {"skipped": name -> why}. Raises Unsupported where this format or model cannot be cut.
+        """
 
     def graph(self, path: str, *, trust: bool) -> GraphDict:
         """The read-only view of the graph."""

@@ -1,0 +1,1 @@
+"""Says where, how and why a converted model is wrong."""
