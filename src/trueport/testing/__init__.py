@@ -1,0 +1,1 @@
+"""For those who test with trueport: planted faults whose place and cause are known."""
