@@ -102,10 +102,15 @@ def read(path: str) -> Any:
 
     Raises BadModel when the file is cut short or damaged, or when its external data is missing or out of bounds.
     """
-    model = _parsed(path, modified(path))
+    model = parsed(path)
     copy = type(model)()
     copy.CopyFrom(model)
     return copy
+
+
+def parsed(path: str) -> Any:
+    """Parse a model as `read` does. The ModelProto is shared: the caller must not change it."""
+    return _parsed(path, modified(path))
 
 
 @functools.lru_cache(maxsize=2)

@@ -7,7 +7,7 @@ How large the values are is asked of the runtime first, with a `Size` operator b
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from trueport.frameworks import _onnx_file, _onnx_run
 from trueport.frameworks._base import Arrays, Emit
 
-_VARIANT = "no-optimization"
+VARIANT = "no-optimization"
 _PREFIX = "trueport.number/"
 
 
@@ -29,7 +29,7 @@ def _exposed(path: str, changed: int) -> tuple[tuple[str, str], ...]:
     model = _onnx_file.read(path)
     names = [name for node in model.graph.node for name in node.output if name]
     names += [item.name for item in model.graph.output]
-    made = _onnx_run.session(path, _VARIANT, model=with_outputs(model, list(dict.fromkeys(names))))
+    made = _onnx_run.session(path, VARIANT, model=with_outputs(model, list(dict.fromkeys(names))))
     kinds = [(item.name, item.type) for item in made.get_outputs()]
     return tuple((name, _onnx_run.DTYPES[kind]) for name, kind in kinds if kind in _onnx_run.DTYPES)
 
@@ -70,7 +70,7 @@ def measured(path: str, inputs: Arrays, names: Sequence[str], operator: str) -> 
     model = _onnx_file.read(path)
     given = {} if operator == "Size" else {"keepdims": 0}
     model.graph.node.extend(helper.make_node(operator, [name], [_PREFIX + name], **given) for name in names)
-    loaded = _onnx_run.runner(path, _VARIANT, model=with_outputs(model, [_PREFIX + name for name in names]))
+    loaded = _onnx_run.runner(path, VARIANT, model=with_outputs(model, [_PREFIX + name for name in names]))
     found = _onnx_run.run_case(loaded, inputs)
     return {name: np.asarray(found[_PREFIX + name]) for name in names}
 
@@ -106,7 +106,7 @@ def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budge
     runs = max(1, len(next(iter(inputs.values()))) if inputs else 1)
     counts = sizes(path, inputs, names)
     # While a window is held, one run's results stand beside the stacked arrays.
-    costs = {name: counts[name] * _item_size(shown[name]) * (runs + 1) // runs for name in names}
+    costs = {name: counts[name] * item_size(shown[name]) * (runs + 1) // runs for name in names}
     groups = windows(costs, budget)
     skipped: list[str] = []
     for group in groups:
@@ -114,29 +114,36 @@ def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budge
     return {"runs": runs, "windows": len(groups), "skipped": skipped}
 
 
-def _item_size(dtype: str) -> int:
+def item_size(dtype: str) -> int:
+    """Bytes of one element."""
     return 64 if dtype == "str" else np.dtype(dtype).itemsize  # a text's length is not known beforehand
 
 
 def _show(path: str, inputs: Arrays, group: list[str], emit: Emit) -> list[str]:
     """Run R calls with these outputs only, then emit and drop each; return those whose shapes differ between runs."""
-    loaded = _onnx_run.runner(path, _VARIANT, model=with_outputs(_onnx_file.read(path), group))
+    loaded = _onnx_run.runner(path, VARIANT, model=with_outputs(_onnx_file.read(path), group))
     prepared = _onnx_run.prepare(loaded.inputs, inputs)
     runs = _onnx_run.count_runs(prepared)
-    kept: dict[str, np.ndarray] = {}
-    skipped: dict[str, None] = {}
-    for index in range(runs):
-        results = loaded.call(_onnx_run.one_run(prepared, index))
-        for name, value in zip(loaded.outputs, results):
-            if name not in kept:
-                kept[name] = np.empty((runs, *value.shape), dtype=value.dtype)
-            if kept[name].shape[1:] == value.shape:
-                kept[name][index] = value
+    kept, uneven = collect(loaded, (_onnx_run.one_run(prepared, index) for index in range(runs)), runs)
+    for place in sorted(kept):
+        emit(group[place], kept.pop(place))
+    return [group[place] for place in uneven]
+
+
+def collect(
+    loaded: _onnx_run.Runner, feeds: Iterable[Arrays], runs: int
+) -> tuple[dict[int, np.ndarray], dict[int, None]]:
+    """Run R calls and stack each output by its place to [R, *shape]; and the places of those whose shapes differ."""
+    kept: dict[int, np.ndarray] = {}
+    uneven: dict[int, None] = {}
+    for index, one in enumerate(feeds):
+        results = loaded.call(one)
+        for place, value in enumerate(results):
+            if place not in kept:
+                kept[place] = np.empty((runs, *value.shape), dtype=value.dtype)
+            if kept[place].shape[1:] == value.shape:
+                kept[place][index] = value
             else:
-                skipped[name] = None
+                uneven[place] = None
         del results
-    for name in group:
-        array = kept.pop(name)
-        if name not in skipped:
-            emit(name, array)
-    return list(skipped)
+    return {place: array for place, array in kept.items() if place not in uneven}, uneven

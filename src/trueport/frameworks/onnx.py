@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from trueport.frameworks import _onnx_file, _onnx_precision, _onnx_run, _onnx_trace
+from trueport.frameworks import _onnx_file, _onnx_precision, _onnx_replay, _onnx_run, _onnx_trace
 from trueport.frameworks._base import Arrays, Emit, GraphDict, NodeDict, RunResult, SignatureDict, SpecDict, Unsupported
 
 NAME = "onnx"
@@ -255,6 +255,25 @@ def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budge
     Returns {"runs", "windows", "skipped"}; skipped are the values whose shape differs between runs.
     """
     return _onnx_trace.trace(path, inputs, wanted, emit, budget=budget)
+
+
+def replay(
+    path: str,
+    inputs: Arrays,
+    given: Arrays,
+    wanted: Sequence[str],
+    emit: Emit,
+    *,
+    variant: str,
+    budget: int,
+    trust: bool,
+) -> dict[str, Any]:
+    """Emit each wanted value [R, *shape] as the model computes it with the values `given` put in; also stored tensors.
+
+    Returns {"skipped": name -> why}: what an operator refused to compute from the shapes given, or came out in
+    shapes that differ between runs. `variant` "" runs without optimisation, as `trace` does.
+    """
+    return _onnx_replay.replay(path, inputs, given, wanted, emit, variant=variant, budget=budget)
 
 
 def graph(path: str, *, trust: bool) -> GraphDict:
