@@ -13,61 +13,10 @@ import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from trueport.frameworks import _keras_attributes as views
 from trueport.frameworks import _keras_model as models
 from trueport.frameworks import _tf_graph as graphs
 from trueport.frameworks._base import GraphDict, NodeDict
-
-OPS = {
-    "Dense": "Gemm",
-    "EinsumDense": "Einsum",
-    "Conv1D": "Conv",
-    "Conv2D": "Conv",
-    "Conv3D": "Conv",
-    "DepthwiseConv1D": "Conv",
-    "DepthwiseConv2D": "Conv",
-    "SeparableConv2D": "Conv",
-    "Conv1DTranspose": "ConvTranspose",
-    "Conv2DTranspose": "ConvTranspose",
-    "Conv3DTranspose": "ConvTranspose",
-    "BatchNormalization": "BatchNormalization",
-    "LayerNormalization": "LayerNormalization",
-    "GroupNormalization": "GroupNormalization",
-    "MaxPooling1D": "MaxPool",
-    "MaxPooling2D": "MaxPool",
-    "MaxPooling3D": "MaxPool",
-    "AveragePooling1D": "AveragePool",
-    "AveragePooling2D": "AveragePool",
-    "AveragePooling3D": "AveragePool",
-    "GlobalAveragePooling1D": "GlobalAveragePool",
-    "GlobalAveragePooling2D": "GlobalAveragePool",
-    "GlobalMaxPooling1D": "GlobalMaxPool",
-    "GlobalMaxPooling2D": "GlobalMaxPool",
-    "Add": "Add",
-    "Subtract": "Sub",
-    "Multiply": "Mul",
-    "Concatenate": "Concat",
-    "ZeroPadding1D": "Pad",
-    "ZeroPadding2D": "Pad",
-    "UpSampling2D": "Resize",
-    "Resizing": "Resize",
-    "Flatten": "Flatten",
-    "Reshape": "Reshape",
-    "Permute": "Transpose",
-    "Embedding": "Gather",
-    "LSTM": "LSTM",
-    "GRU": "GRU",
-    "SimpleRNN": "RNN",
-    "ReLU": "Relu",
-    "LeakyReLU": "LeakyRelu",
-    "PReLU": "PRelu",
-    "ELU": "Elu",
-    "Softmax": "Softmax",
-    "Dropout": "Identity",
-    "SpatialDropout1D": "Identity",
-    "SpatialDropout2D": "Identity",
-    "MultiHeadAttention": "Attention",
-}
-"""Keras layer class -> ONNX operator; a class that is not here keeps its own name."""
 
 
 class Value(NamedTuple):
@@ -189,13 +138,14 @@ def graph(loaded: models.Loaded, watched: Watched) -> GraphDict:
         constants = [name for name, weight in weights.items() if id(weight) in own - taken]
         if "@" not in called:
             taken |= own
+        operator, attributes = views.describe(value.layer, legacy=loaded.legacy)
         grouped[called] = NodeDict(
             name=called,
-            op=OPS.get(type(value.layer).__name__, type(value.layer).__name__),
+            op=operator,
             native_op=type(value.layer).__name__,
             inputs=[*_reads(value.tensor, names, nodes_by_name), *constants],
             outputs=[value.name],
-            attributes=_attributes(value.layer),
+            attributes=attributes,
         )
     made = {name for node in grouped.values() for name in node["outputs"]}
     for name, tensor in watched.frozen.outputs.items():
@@ -235,27 +185,33 @@ def _reads(tensor: str, names: dict[str, str], nodes: dict[str, Any]) -> list[st
     return found
 
 
-_KEPT = (
-    "strides", "padding", "dilation_rate", "groups", "kernel_size", "pool_size", "data_format", "axis", "epsilon",
-    "units", "filters", "use_bias", "activation", "recurrent_activation", "go_backwards", "return_sequences",
-    "momentum", "alpha", "negative_slope", "max_value", "threshold", "num_heads", "key_dim", "depth_multiplier",
-    "size", "interpolation", "target_shape", "dims", "rate", "reset_after", "approximate",
-)  # fmt: skip
+def add_origins(operators: GraphDict, layers: GraphDict, watched: Watched) -> None:
+    """Give every node of the frozen graph the native node that it is a part of: the one whose value it helps to compute.
 
-
-def _attributes(layer: Any) -> dict[str, Any]:
-    """The layer's hyperparameters that are plain values; an activation by its name."""
-    try:
-        config = layer.get_config()
-    except (NotImplementedError, TypeError, ValueError):
-        return {}
-    found: dict[str, Any] = {}
-    for key in _KEPT:
-        value = config.get(key)
-        if isinstance(value, dict):
-            value = value.get("class_name")
-        if isinstance(value, (list, tuple)):
-            value = [item if isinstance(item, (int, float, str, type(None))) else str(item) for item in value]
-        if value is not None and isinstance(value, (int, float, str, list)):
-            found[key] = value
-    return found
+    What helps several layers goes to the first of them; what helps none (an unread second output) goes to the node
+    that it reads from.
+    """
+    stops = {value.tensor for value in watched.values} | set(watched.frozen.inputs.values())
+    nodes = {node.name: node for node in watched.frozen.graph_def.node}
+    tensor_of = tensors(watched)
+    made_by = {name: node["name"] for node in layers["nodes"] for name in node["outputs"]}
+    origins: dict[str, str] = {}
+    for layer in layers["nodes"]:
+        pending = [tensor_of[name] for name in layer["outputs"]]
+        seen: set[str] = set()
+        while pending:
+            name = pending.pop().split(":")[0].lstrip("^")
+            if name in seen:
+                continue
+            seen.add(name)
+            origins.setdefault(name, layer["name"])
+            pending += [item for item in nodes[name].input if graphs.full(item) not in stops]
+    for node in operators["nodes"]:
+        name = node["name"]
+        if name not in nodes:  # "output x"
+            origins[name] = made_by[node["outputs"][0]]
+        elif name not in origins:
+            before = [item.split(":")[0].lstrip("^") for item in nodes[name].input]
+            known = [origins[item] for item in before if item in origins]
+            origins[name] = known[0] if known else layers["nodes"][0]["name"]
+        node["origin"] = origins[name]

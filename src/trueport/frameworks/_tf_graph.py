@@ -130,24 +130,55 @@ def full(tensor: str) -> str:
     return tensor if ":" in tensor or tensor.startswith("^") else f"{tensor}:0"
 
 
-def value_names(frozen: Frozen) -> list[str]:
-    """Short names of all tensors that can be fetched as arrays, constants left out, in execution order."""
+def labels(frozen: Frozen) -> Callable[[str], str]:
+    """Return what shows a tensor's name: a model input's own name, else the short form.
+
+    What only reads a stored constant is shown as that constant. A tensor whose short form is the name of another input
+    or output of the model is shown with `graph/` before it.
+    """
+    given = {tensor: name for name, tensor in frozen.inputs.items()}
+    taken = {**frozen.outputs, **frozen.inputs}
+    reads = constant_reads(frozen)
+
+    def label(tensor: str) -> str:
+        tensor = full(tensor)
+        tensor = full(reads.get(tensor[:-2], tensor))
+        name = given.get(tensor, short(tensor))
+        return f"graph/{name}" if taken.get(name, tensor) != tensor else name
+
+    return label
+
+
+def constant_reads(frozen: Frozen) -> dict[str, str]:
+    """Node that only reads a constant (what freezing leaves of a variable's read) -> that constant."""
+    kept = {tensor.split(":")[0] for tensor in frozen.outputs.values()}
+    constants = {node.name: node.name for node in frozen.graph_def.node if node.op == "Const"}
+    reads: dict[str, str] = {}
+    for node in ordered(frozen.graph_def):
+        if node.op == "Identity" and node.name not in kept and short(node.input[0]) in constants:
+            reads[node.name] = constants[node.name] = constants[short(node.input[0])]
+    return reads
+
+
+def values(frozen: Frozen) -> dict[str, str]:
+    """Name -> tensor of all that can be fetched as arrays, in execution order, then of the outputs; constants left out."""
     import tensorflow as tf
 
     graph = tf.Graph()
     with graph.as_default():
         tf.graph_util.import_graph_def(frozen.graph_def, name="")
     fed = set(frozen.inputs.values())
-    found = []
+    label = labels(frozen)
+    reads = constant_reads(frozen)
+    found = {}
     for node in ordered(frozen.graph_def):
         operation = graph.get_operation_by_name(node.name)
-        if operation.type in ("Const", "NoOp", "Placeholder"):
+        if operation.type in ("Const", "NoOp", "Placeholder") or node.name in reads:
             continue
-        found += [
-            short(tensor.name)
-            for tensor in operation.outputs
-            if tensor.dtype not in (tf.resource, tf.variant, tf.string) and tensor.name not in fed
-        ]
+        for tensor in operation.outputs:
+            if tensor.dtype not in (tf.resource, tf.variant, tf.string) and tensor.name not in fed:
+                found[label(tensor.name)] = tensor.name
+    found.update(frozen.outputs)
     return found
 
 

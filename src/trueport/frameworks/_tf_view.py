@@ -3,106 +3,54 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from trueport.frameworks._base import Emit, GraphDict, NodeDict
-from trueport.frameworks._tf_graph import Frozen, full, ordered, short
+from trueport.frameworks._tf_attributes import LARGEST, OPS, attributes
+from trueport.frameworks._tf_graph import Frozen, constant_reads, full, labels, ordered
 
-OPS = {
-    "AddV2": "Add",
-    "AddN": "Sum",
-    "All": "ReduceMin",
-    "Any": "ReduceMax",
-    "ArgMax": "ArgMax",
-    "ArgMin": "ArgMin",
-    "AvgPool": "AveragePool",
-    "BatchMatMulV2": "MatMul",
-    "BatchMatMulV3": "MatMul",
-    "BiasAdd": "Add",
-    "BroadcastTo": "Expand",
-    "ConcatV2": "Concat",
-    "Conv2D": "Conv",
-    "Conv2DBackpropInput": "ConvTranspose",
-    "Conv3D": "Conv",
-    "Cumsum": "CumSum",
-    "DepthwiseConv2dNative": "Conv",
-    "ExpandDims": "Unsqueeze",
-    "Fill": "ConstantOfShape",
-    "FloorDiv": "Div",
-    "FloorMod": "Mod",
-    "FusedBatchNormV3": "BatchNormalization",
-    "GatherNd": "GatherND",
-    "GatherV2": "Gather",
-    "GreaterEqual": "GreaterOrEqual",
-    "If": "If",
-    "LessEqual": "LessOrEqual",
-    "LogicalAnd": "And",
-    "LogicalNot": "Not",
-    "LogicalOr": "Or",
-    "MatMul": "MatMul",
-    "Max": "ReduceMax",
-    "Maximum": "Max",
-    "MaxPool": "MaxPool",
-    "Mean": "ReduceMean",
-    "Min": "ReduceMin",
-    "Minimum": "Min",
-    "MirrorPad": "Pad",
-    "OneHot": "OneHot",
-    "Pack": "Concat",
-    "PadV2": "Pad",
-    "Prod": "ReduceProd",
-    "RealDiv": "Div",
-    "Relu6": "Clip",
-    "ResizeBilinear": "Resize",
-    "ResizeNearestNeighbor": "Resize",
-    "Rsqrt": "Rsqrt",
-    "ScatterNd": "ScatterND",
-    "Select": "Where",
-    "SelectV2": "Where",
-    "StatelessIf": "If",
-    "StatelessWhile": "Loop",
-    "StridedSlice": "Slice",
-    "Sum": "ReduceSum",
-    "TopKV2": "TopK",
-    "Unpack": "Split",
-    "While": "Loop",
-}
-"""TensorFlow operator -> ONNX operator; one that is not here keeps its own name (Relu, Softmax, Reshape, …)."""
 _KEEPS_INDICES = ("Identity", "Cast", "Reshape", "ExpandDims", "Squeeze", "Transpose", "StopGradient")
 """Operators through which an index still reaches its Gather unchanged."""
 
 
 def graph(frozen: Frozen) -> GraphDict:
     """The read-only view. A constant's name is its node's; a control input is not shown."""
-    given = {tensor: name for name, tensor in frozen.inputs.items()}
-    outputs = outputs_of(frozen)
+    import tensorflow as tf
+
+    built = tf.Graph()
+    with built.as_default():
+        tf.graph_util.import_graph_def(frozen.graph_def, name="")
+    label, reads = labels(frozen), constant_reads(frozen)
+    given = set(frozen.inputs.values())
+    stored = {node.name: node for node in frozen.graph_def.node if node.op == "Const"}
     nodes, constants = [], {}
     for node in ordered(frozen.graph_def):
         if node.op == "Const":
             proto = node.attr["value"].tensor
             constants[node.name] = {"dtype": _dtype(proto.dtype), "shape": [d.size for d in proto.tensor_shape.dim]}
-        elif full(node.name) not in given and node.op != "NoOp":
-            reads = [given.get(full(item), short(item)) for item in node.input if not item.startswith("^")]
+        elif full(node.name) not in given and node.op != "NoOp" and node.name not in reads:
+            operation = built.get_operation_by_name(node.name)
             nodes.append(
                 NodeDict(
                     name=node.name,
                     op=OPS.get(node.op, node.op),
                     native_op=node.op,
-                    inputs=reads,
-                    outputs=outputs[node.name],
-                    attributes=_attributes(node),
+                    inputs=[label(tensor.name) for tensor in operation.inputs],
+                    outputs=[label(tensor.name) for tensor in operation.outputs],
+                    attributes=_attributes(node, operation, stored),
                 )
             )
     for name, tensor in frozen.outputs.items():
-        if name != short(tensor):
+        if name != label(tensor):
             nodes.append(
                 NodeDict(
                     name=f"output {name}",
                     op="Identity",
                     native_op="Output",
-                    inputs=[given.get(tensor, short(tensor))],
+                    inputs=[label(tensor)],
                     outputs=[name],
                     attributes={},
                 )
@@ -110,14 +58,25 @@ def graph(frozen: Frozen) -> GraphDict:
     return GraphDict(nodes=nodes, inputs=list(frozen.inputs), outputs=list(frozen.outputs), constants=constants)
 
 
-def outputs_of(frozen: Frozen) -> dict[str, list[str]]:
-    """Node name -> short names of its outputs."""
-    import tensorflow as tf
+def _attributes(node: Any, operation: Any, stored: Mapping[str, Any]) -> dict[str, Any]:
+    from tensorflow.python.framework import tensor_util
 
-    built = tf.Graph()
-    with built.as_default():
-        tf.graph_util.import_graph_def(frozen.graph_def, name="")
-    return {op.name: [short(tensor.name) for tensor in op.outputs] for op in built.get_operations()}
+    def constant(item: str) -> np.ndarray | None:
+        held = stored.get(item.split(":")[0])
+        if (
+            held is None
+            or np.prod([d.size for d in held.attr["value"].tensor.tensor_shape.dim], dtype=np.int64) > LARGEST
+        ):
+            return None
+        return np.asarray(tensor_util.MakeNdarray(held.attr["value"].tensor))
+
+    shapes = [tensor.shape.as_list() if tensor.shape.rank is not None else [] for tensor in operation.inputs[:2]]
+    axis = -1
+    if "data_format" in node.attr and node.attr["data_format"].s.startswith(b"NC"):
+        axis = 1
+    channels = shapes[0][axis] if shapes and len(shapes[0]) > 1 else None
+    kernel = [int(size) for size in shapes[1]] if len(shapes) > 1 and None not in shapes[1] else []
+    return attributes(node, constant, channels, kernel)
 
 
 def operators(frozen: Frozen) -> dict[str, int]:
@@ -195,24 +154,3 @@ def _dtype(number: int) -> str:
     import tensorflow as tf
 
     return str(tf.as_dtype(number).name)
-
-
-def _attributes(node: Any) -> dict[str, Any]:
-    """Attributes as plain values; internal ones (with an underscore) and nested functions' bodies left out."""
-    found: dict[str, Any] = {}
-    for key, attribute in node.attr.items():
-        kind = attribute.WhichOneof("value")
-        if key.startswith("_") or kind in (None, "tensor", "shape", "placeholder"):
-            continue
-        if kind == "type":
-            found[key] = _dtype(attribute.type)
-        elif kind == "s":
-            found[key] = attribute.s.decode("utf-8", "replace")
-        elif kind == "func":
-            found[key] = attribute.func.name
-        elif kind == "list":
-            values = attribute.list
-            found[key] = [*values.i, *values.f, *values.b, *(s.decode("utf-8", "replace") for s in values.s)]
-        else:
-            found[key] = getattr(attribute, kind)
-    return found

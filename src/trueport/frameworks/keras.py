@@ -22,6 +22,8 @@ FORMATS = {"keras": "tensorflow"}
 LEGACY_TOOLCHAIN = "tf-keras"
 SUFFIXES = {"keras": ".keras"}
 VARIANTS = ("default", "eager", "xla")
+GRANULARITIES = ("native", "decomposed")
+"""Layers, and the operators of the frozen graph that TensorFlow makes of them."""
 PRECISIONS = ("float32", "float64", "float16", "int8-dynamic", "int8")
 
 
@@ -159,39 +161,67 @@ def _watch(model: Any, path: str, trust: bool) -> Any:
     return traces.watch(models.load(path, trust=trust))
 
 
-def names(path: str, *, trust: bool) -> list[str]:
-    """Names of the values of all layer calls, in execution order, and of the outputs."""
-    from trueport.frameworks import _keras_trace as traces
-
-    return list(traces.tensors(_watched(path, trust)))
+def names(path: str, *, trust: bool, granularity: str = "native") -> list[str]:
+    """Names of the values of all layer calls (or of all operators), in execution order, and of the outputs."""
+    return list(_values(_watched(path, trust), granularity))
 
 
-def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budget: int, trust: bool) -> dict[str, Any]:
-    """Emit the wanted layer values, in windows of at most `budget` bytes. Raises Unsupported for an unknown name."""
+def _values(watched: Any, granularity: str) -> dict[str, str]:
     from trueport.frameworks import _keras_trace as traces
     from trueport.frameworks import _tf_graph as graphs
 
+    if granularity not in GRANULARITIES:
+        raise Unsupported(f"keras shows no granularity '{granularity}'; there is {', '.join(GRANULARITIES)}")
+    return traces.tensors(watched) if granularity == "native" else graphs.values(watched.frozen)
+
+
+def trace(
+    path: str,
+    inputs: Arrays,
+    wanted: Sequence[str],
+    emit: Emit,
+    *,
+    budget: int,
+    trust: bool,
+    granularity: str = "native",
+) -> dict[str, Any]:
+    """Emit the wanted values, in windows of at most `budget` bytes. Raises Unsupported for an unknown name."""
+    from trueport.frameworks import _tf_graph as graphs
+
     watched = _watched(path, trust)
-    known = traces.tensors(watched)
+    known = _values(watched, granularity)
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise Unsupported(f"the model has no value '{unknown[0]}'")
     return graphs.trace(watched.frozen, inputs, {name: known[name] for name in wanted}, emit, budget=budget)
 
 
-def graph(path: str, *, trust: bool) -> GraphDict:
-    """The graph of layer calls; weights are constants named `layer/weight`."""
+def graph(path: str, *, trust: bool, granularity: str = "native") -> GraphDict:
+    """The graph of layer calls, whose weights are constants named `layer/weight`; or the frozen graph of operators."""
     from trueport.frameworks import _keras_model as models
     from trueport.frameworks import _keras_trace as traces
+    from trueport.frameworks import _tf_view as views
 
-    return traces.graph(models.load(path, trust=trust), _watched(path, trust))
+    watched = _watched(path, trust)
+    _values(watched, granularity)
+    layers = traces.graph(models.load(path, trust=trust), watched)
+    if granularity == "native":
+        return layers
+    operators = views.graph(watched.frozen)
+    traces.add_origins(operators, layers, watched)
+    return operators
 
 
-def parameters(path: str, emit: Emit, *, trust: bool) -> dict[str, Any]:
-    """Emit every weight under its `layer/weight` name. Returns {"count": number of arrays}."""
+def parameters(path: str, emit: Emit, *, trust: bool, granularity: str = "native") -> dict[str, Any]:
+    """Emit every weight under its name in `graph`. Returns {"count": number of arrays}."""
     from trueport.frameworks import _keras_model as models
     from trueport.frameworks import _keras_trace as traces
+    from trueport.frameworks import _tf_view as views
 
+    if granularity != "native":
+        watched = _watched(path, trust)
+        _values(watched, granularity)
+        return {"count": views.emit_constants(watched.frozen, emit)}
     weights = traces.weight_names(models.load(path, trust=trust))
     for name, weight in weights.items():
         emit(name, np.asarray(weight))

@@ -290,15 +290,9 @@ def run(path: str, cases: Mapping[str, Arrays], *, precision: str, variant: str,
 
 def names(path: str, *, trust: bool) -> list[str]:
     """Names of all tensors of the frozen graph, in execution order, then of the outputs."""
-    return list(_values(load(path, trust=trust)))
-
-
-def _values(saved: Saved) -> dict[str, str]:
     from trueport.frameworks import _tf_graph as graphs
 
-    found = {name: graphs.full(name) for name in graphs.value_names(saved.frozen)}
-    found.update(saved.frozen.outputs)
-    return found
+    return list(graphs.values(load(path, trust=trust).frozen))
 
 
 def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budget: int, trust: bool) -> dict[str, Any]:
@@ -306,7 +300,7 @@ def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budge
     from trueport.frameworks import _tf_graph as graphs
 
     saved = load(path, trust=trust)
-    known = _values(saved)
+    known = graphs.values(saved.frozen)
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise Unsupported(f"the model has no value '{unknown[0]}'")

@@ -1,0 +1,157 @@
+"""The inside of Keras models and SavedModels: the finer view of a Keras model, attributes in ONNX words, and replay."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tf_support import Tf, context, deviation, feeds
+
+from trueport.graph import FINE, Graph
+from trueport.outcome import Failure
+
+KERAS = "trueport.frameworks.keras"
+SAVED = "trueport.frameworks.tensorflow"
+ZOO = ("residual", "depthwise", "lstm", "gru", "transformer", "multi")
+
+
+@pytest.fixture(scope="module")
+def tf(pool, env):
+    return Tf(pool, env("tensorflow"))
+
+
+@pytest.fixture(scope="module")
+def zoo(tf, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inside")
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            made[kind] = tf("keras_models", "save", kind=kind, folder=str(folder), seed=3)
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def exported(tf, zoo, tmp_path_factory):
+    """exported(kind) -> path of the SavedModel of that model."""
+    folder = tmp_path_factory.mktemp("exported")
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            made[kind] = str(folder / kind)
+            signature = tf.signature("keras", zoo(kind))
+            tf(
+                "trueport.converters.keras_export",
+                "convert",
+                step="keras-savedmodel",
+                source=zoo(kind),
+                out=made[kind],
+                options={},
+                context=context(signature, feeds(signature)),
+            )
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def tf_keras(pool, env):
+    return Tf(pool, env("tf-keras"))
+
+
+def view(tf, path, granularity="native", module=KERAS):
+    chosen = {} if granularity == "native" else {"granularity": granularity}
+    return tf(module, "graph", path=path, trust=False, **chosen)
+
+
+def traced(tf, path, inputs, granularity="native", module=KERAS, wanted=None):
+    chosen = {} if granularity == "native" else {"granularity": granularity}
+    wanted = wanted or tf(module, "names", path=path, trust=False, **chosen)
+    values, reply = tf.emitted(
+        module, "trace", path=path, inputs=inputs, wanted=wanted, budget=1 << 24, trust=False, **chosen
+    )
+    assert reply == {"skipped": {}}
+    assert set(values) == set(wanted)
+    return values
+
+
+# Granularities
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_both_granularities_compute_the_same_outputs_under_the_same_names(tf, zoo, kind):
+    inputs = feeds(tf.signature("keras", zoo(kind)))
+    outputs = tf.run("keras", zoo(kind), inputs)
+    coarse, fine = view(tf, zoo(kind)), view(tf, zoo(kind), "decomposed")
+    assert fine["inputs"] == coarse["inputs"]
+    assert fine["outputs"] == coarse["outputs"] == list(outputs)
+    values = traced(tf, zoo(kind), inputs, "decomposed")
+    for name, value in outputs.items():
+        assert deviation(values[name], value) < 1e-5
+    assert len(fine["nodes"]) > len(coarse["nodes"])
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_every_operator_has_a_layer_of_origin_and_every_layer_has_operators(tf, zoo, kind):
+    coarse, fine = view(tf, zoo(kind)), view(tf, zoo(kind), "decomposed")
+    layers = {node["name"] for node in coarse["nodes"]}
+    assert {node["origin"] for node in fine["nodes"]} == layers
+    assert all("origin" not in node for node in coarse["nodes"])
+
+
+def test_origins_are_the_layers_that_the_operators_compute(tf, zoo):
+    fine = view(tf, zoo("residual"), "decomposed")
+    operators = {}
+    for node in fine["nodes"]:
+        operators.setdefault(node["origin"], []).append(node["native_op"])
+    assert [op for op in operators["conv1"] if op in ("Conv2D", "BiasAdd", "Relu")] == ["Conv2D", "BiasAdd"]
+    assert operators["relu1"] == ["Relu"]
+    assert operators["pool"] == ["MaxPool"]
+    assert "Rsqrt" in operators["bn2"]
+    assert operators["classes"][:3] == ["MatMul", "BiasAdd", "Softmax"]
+
+
+@pytest.mark.parametrize("kind", ["residual", "lstm", "transformer"])
+def test_merged_views_are_one_well_formed_graph(tf, zoo, kind):
+    """Names of the finer view must neither clash nor dangle when both stand side by side."""
+    coarse = Graph.from_wire(view(tf, zoo(kind)))
+    merged = coarse.merged(Graph.from_wire(view(tf, zoo(kind), "decomposed")))
+    produced = [name for node in merged.nodes for name in node.outputs]
+    assert len(produced) == len(set(produced))
+    known = {*merged.inputs, *merged.constants}
+    for node in merged.nodes:
+        assert set(node.inputs) <= known, node
+        known.update(node.outputs)
+    layers = {node.name for node in coarse.nodes}
+    assert {node.shown for node in merged.nodes if node.name.startswith(FINE)} <= layers
+
+
+def test_constants_of_the_finer_view_are_the_weights(tf, zoo):
+    coarse, _ = tf.emitted(KERAS, "parameters", path=zoo("residual"), trust=False)
+    fine, _ = tf.emitted(KERAS, "parameters", path=zoo("residual"), trust=False, granularity="decomposed")
+    shown = view(tf, zoo("residual"), "decomposed")
+    assert {name: list(value.shape) for name, value in fine.items()} == {
+        name: spec["shape"] for name, spec in shown["constants"].items()
+    }
+    conv = next(node for node in shown["nodes"] if node["origin"] == "conv2" and node["op"] == "Conv")
+    np.testing.assert_array_equal(fine[conv["inputs"][1]], coarse["conv2/kernel"])
+
+
+@pytest.mark.parametrize("kind", ["hard_sigmoid", "convolutions"])
+def test_keras_2_models_have_the_finer_view_too(tf_keras, tmp_path, kind):
+    path = str(tmp_path / "old.h5")
+    tf_keras("tf_odd_models", "save_legacy", kind=kind, path=path)
+    inputs = feeds(tf_keras.signature("keras", path))
+    coarse, fine = view(tf_keras, path), view(tf_keras, path, "decomposed")
+    assert {node["origin"] for node in fine["nodes"]} == {node["name"] for node in coarse["nodes"]}
+    values = traced(tf_keras, path, inputs, "decomposed")
+    for name, value in tf_keras.run("keras", path, inputs).items():
+        assert deviation(values[name], value) < 1e-5
+
+
+def test_an_unknown_granularity_is_named(tf, zoo):
+    outcome = tf.outcome(KERAS, "names", path=zoo("residual"), trust=False, granularity="atoms")
+    assert isinstance(outcome, Failure)
+    assert "atoms" in outcome.message
