@@ -461,7 +461,7 @@ def test_graph_speaks_onnx_and_keeps_attributes_and_constants(torch):
     assert (ops.count("Conv"), ops.count("BatchNormalization"), ops.count("Gemm")) == (5, 4, 1)
     first = graph["nodes"][0]
     assert first["inputs"] == ["image", "stem.0.weight"]
-    assert first["attributes"]["padding"] == [1, 1]
+    assert first["attributes"]["pads"] == [1, 1, 1, 1]
     assert graph["constants"]["b.1.running_mean"] == {"dtype": "float32", "shape": [12]}
 
 

@@ -20,14 +20,14 @@ from trueport.frameworks._base import (
     BadModel,
     Dim,
     GraphDict,
-    NodeDict,
     SignatureDict,
     SpecDict,
     Unsupported,
     Untrusted,
 )
-from trueport.frameworks._torch_ops import ONNX_NAMES, TRANSPARENT
+from trueport.frameworks._torch_ops import COPYING, TRANSPARENT
 from trueport.frameworks._torch_values import Grid, dtype_name, is_float, native_name, rounded_weight, tensor_of
+from trueport.frameworks._torch_view import view
 from trueport.frameworks._torch_widen import demand_double, make_double
 
 Hook = Callable[[Any, Any], Any]
@@ -77,21 +77,34 @@ def _first_line(error: BaseException) -> str:
 
 
 class Program:
-    """A loaded program in one precision. `exported` is changed in place for precisions other than float32."""
+    """A loaded program in one precision. `exported` is changed in place for precisions other than float32.
 
-    def __init__(self, exported: Any, precision: str = "float32") -> None:
+    native: the program of which this one is a finer view; inputs, outputs and constants get the names that they have
+    there. origins: node name -> name of the native node that it is a part of.
+    """
+
+    def __init__(
+        self,
+        exported: Any,
+        precision: str = "float32",
+        *,
+        native: Program | None = None,
+        origins: Mapping[str, str] | None = None,
+    ) -> None:
         self.exported = exported
+        self.native = native
+        self.origins = dict(origins or {})
         self.module = exported.graph_module
         self.nodes = list(self.module.graph.nodes)
         self.precision = precision
         self.constants: dict[str, Any] = {}  # placeholder name -> tensor
         self._fixed: dict[str, Any] = {}  # placeholder name -> number, string or None that the export fixed
-        self._targets: dict[str, str] = {}  # placeholder name -> the module's name of it
+        self.targets: dict[str, str] = {}  # placeholder name -> the module's name of it
         self._read_inputs()
         self.specs = [_spec(node.name, node.meta.get("val")) for node in self.inputs]
         self.mutates = any(_is_mutable(node) for node in self.nodes)
         self.outputs = self._read_outputs()
-        self._aliases = self._read_aliases()
+        self.aliases = self._read_aliases()
         self._output_names = self._name_outputs()
         if precision != "float32":
             self._change_precision()
@@ -101,7 +114,7 @@ class Program:
     def _read_inputs(self) -> None:
         placeholders = [node for node in self.nodes if node.op == "placeholder"]
         self.inputs: list[Any] = []
-        taken = {node.name for node in self.nodes}
+        taken = {node.name for node in (self.native or self).nodes}
         for node, spec in zip(placeholders, self.exported.graph_signature.input_specs):
             kind = spec.kind.name
             if kind == "USER_INPUT":
@@ -111,7 +124,7 @@ class Program:
                     self.inputs.append(node)
             elif kind in ("PARAMETER", "BUFFER", "CONSTANT_TENSOR", "CUSTOM_OBJ"):
                 self.constants[node.name] = self._stored(spec)
-                self._targets[node.name] = spec.target if spec.target not in taken else node.name
+                self.targets[node.name] = spec.target if spec.target not in taken else node.name
             else:
                 raise Unsupported(f"the program has an input of kind {kind}, which is not run here")
 
@@ -126,10 +139,10 @@ class Program:
         specs = self.exported.graph_signature.output_specs
         user = [i for i, spec in enumerate(specs) if spec.kind.name == "USER_OUTPUT"]
         names = _output_paths(self.exported.call_spec.out_spec, len(user))
-        self._results = list(self.nodes[-1].args[0])
+        self.results = list(self.nodes[-1].args[0])
         keep = []
         for index, name in zip(user, names):
-            result = self._results[index]
+            result = self.results[index]
             if result is not None and not isinstance(result, str):
                 keep.append((index, name))
         return keep
@@ -146,13 +159,15 @@ class Program:
 
     def _name_outputs(self) -> dict[Any, str]:
         """(node, index or None) -> output name, for every value that an output is the first to show."""
-        taken = {node.name for node in self.nodes} | set(self._targets.values())
+        taken = {node.name for node in self.nodes} | set(self.targets.values())
         named: dict[Any, str] = {}
         final: list[tuple[int, str]] = []
         for index, name in self.outputs:
-            node = self._results[index]
+            node = self.results[index]
             producer = node.name if hasattr(node, "name") else None
-            while name in taken and name != producer:
+            if self.native is not None:
+                name = self.native.outputs[len(final)][1]
+            while self.native is None and name in taken and name != producer:
                 name = f"output_{name}"
             taken.add(name)
             final.append((index, name))
@@ -163,14 +178,14 @@ class Program:
         return named
 
     def _key(self, node: Any) -> tuple[Any, int | None]:
-        return self._aliases.get(node, (node, None))
+        return self.aliases.get(node, (node, None))
 
     def name_of(self, node: Any, index: int | None = None) -> str:
         """The public name of one value."""
         key = self._key(node) if index is None else (node, index)
         if key in self._output_names:
             return self._output_names[key]
-        base = self._targets.get(key[0].name, key[0].name)
+        base = self.targets.get(key[0].name, key[0].name)
         return base if key[1] is None else f"{base}#{key[1]}"
 
     # ---- describing ----
@@ -181,18 +196,32 @@ class Program:
         for name, (low, high) in self._index_ranges().items():
             spec = next(item for item in inputs if item["name"] == name)
             spec["minimum"], spec["maximum"] = low, high
-        outputs = [_spec(name, _value_of(self._results[index])) for index, name in self.outputs]
+        outputs = [_spec(name, _value_of(self.results[index])) for index, name in self.outputs]
         parameters = [self.constants[spec.arg.name] for spec in self._parameter_specs()]
         floats = Counter(dtype_name(p.dtype) for p in parameters if p.is_floating_point())
         meta = {
             "producer": f"torch {version}".strip(),
             "torch": version,
             "precision": floats.most_common(1)[0][0] if floats else "float32",
-            "operators": dict(Counter(native_name(node) for node in self._operators())),
+            "writes_state": self._writes_state(),
+            "operators": dict(Counter(native_name(node) for node in self.operators())),
             "parameters": sum(p.numel() for p in parameters),
             "constraints": {name: list(bounds) for name, bounds in self.ranges().items()},
         }
         return {"inputs": inputs, "outputs": outputs, "meta": meta}
+
+    def _writes_state(self) -> bool:
+        """Whether an operator writes into a stored tensor, itself or a view of it."""
+        if self.exported.graph_signature.buffers_to_mutate:
+            return True
+        for node in filter(_is_mutable, self.nodes):
+            for argument, value in zip(node.target._schema.arguments, node.args):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    while getattr(value, "op", "") == "call_function" and native_name(value) in TRANSPARENT - COPYING:
+                        value = value.args[0]
+                    if getattr(value, "name", None) in self.constants:
+                        return True
+        return False
 
     def _parameter_specs(self) -> list[Any]:
         return [spec for spec in self.exported.graph_signature.input_specs if spec.kind.name == "PARAMETER"]
@@ -204,11 +233,10 @@ class Program:
             found[str(symbol)] = (_bound(interval.lower), _bound(interval.upper))
         return found
 
-    def _operators(self) -> list[Any]:
+    def operators(self) -> list[Any]:
+        """The nodes that compute something, in execution order."""
         return [
-            node
-            for node in self.nodes
-            if node.op == "call_function" and node not in self._aliases and not _checks(node)
+            node for node in self.nodes if node.op == "call_function" and node not in self.aliases and not _checks(node)
         ]
 
     def _index_ranges(self) -> dict[str, tuple[int, int]]:
@@ -216,7 +244,7 @@ class Program:
         import torch
 
         found: dict[str, tuple[int, int]] = {}
-        for node in self._operators():
+        for node in self.operators():
             name = native_name(node)
             if name in ("aten.embedding", "aten.embedding_bag", "aten._embedding_bag"):
                 source, rows = node.args[1], node.args[0].meta["val"].shape[0]
@@ -232,11 +260,11 @@ class Program:
 
     def names(self) -> list[str]:
         """Names of all tensors that `trace` can give, in execution order; a value that is two outputs has both names."""
-        produced = [name for node in self._operators() for name, _ in self._tensors(node)]
+        produced = [name for node in self.operators() for name, _ in self.tensors(node)]
         seen = set(produced)
         return produced + [name for _, name in self.outputs if name not in seen]
 
-    def _tensors(self, node: Any) -> Iterator[tuple[str, int | None]]:
+    def tensors(self, node: Any) -> Iterator[tuple[str, int | None]]:
         """(name, index) of the tensors that an operator gives."""
         import torch
 
@@ -245,48 +273,12 @@ class Program:
             yield self.name_of(node), None
         elif isinstance(value, (tuple, list)):
             for index, item in enumerate(value):
-                if isinstance(item, torch.Tensor):
+                if isinstance(item, torch.Tensor) and not _has_no_element(item):
                     yield self.name_of(node, index), index
 
     def graph(self) -> GraphDict:
-        """The read-only view. Size computations are operators too, though `trace` gives tensors only."""
-        import torch
-
-        nodes = [self._node(node) for node in self._operators()]
-        made = {name for node in nodes for name in node["outputs"]}
-        for index, name in self.outputs:
-            if name not in made and hasattr(self._results[index], "op"):
-                source = self.name_of(self._results[index])
-                nodes.append({"name": name, "op": "Identity", "native_op": "", "inputs": [source], "outputs": [name], "attributes": {}})  # fmt: skip
-        constants = {
-            self._targets[name]: {"dtype": dtype_name(value.dtype), "shape": list(value.shape)}
-            for name, value in self.constants.items()
-            if isinstance(value, torch.Tensor)
-        }
-        inputs = [node.name for node in self.inputs]
-        return {"nodes": nodes, "inputs": inputs, "outputs": [name for _, name in self.outputs], "constants": constants}
-
-    def _node(self, node: Any) -> NodeDict:
-        native = native_name(node)
-        outputs = [name for name, _ in self._tensors(node)]
-        inputs: list[str] = []
-        for source in _references((node.args, node.kwargs)):
-            if source.op == "get_attr":
-                continue
-            whole = (
-                [name for name, index in self._tensors(source) if index is not None]
-                if source not in self._aliases
-                else []
-            )
-            inputs.extend(whole or [self.name_of(source)])
-        return {
-            "name": node.name,
-            "op": ONNX_NAMES.get(native, native.rpartition(".")[2]),
-            "native_op": str(node.target),
-            "inputs": inputs,
-            "outputs": outputs or [self.name_of(node)],
-            "attributes": _attributes(node),
-        }
+        """The read-only view; see `_torch_view`."""
+        return view(self)
 
     # ---- evaluating ----
 
@@ -374,6 +366,11 @@ def _is_mutable(node: Any) -> bool:
     return bool(schema is not None and schema.is_mutable)
 
 
+def _has_no_element(tensor: Any) -> bool:
+    """True for what an operator leaves empty, such as the batch statistics of BatchNorm in evaluation."""
+    return any(isinstance(size, int) and size == 0 for size in tensor.shape)
+
+
 def _checks(node: Any) -> bool:
     """Whether the operator only checks or marks, and has no result."""
     name = native_name(node)
@@ -423,34 +420,6 @@ def _origins(node: Any) -> list[tuple[Any, int]]:
             elif name in ("aten.cat", "aten.stack"):
                 todo.extend((one, offset) for one in item.args[0])
     return found
-
-
-def _references(value: Any) -> Iterator[Any]:
-    if hasattr(value, "op") and hasattr(value, "all_input_nodes"):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _references(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _references(item)
-
-
-def _attributes(node: Any) -> dict[str, Any]:
-    """The operator's arguments that are no tensors, by the names in its schema."""
-    schema = getattr(node.target, "_schema", None)
-    names = [argument.name for argument in schema.arguments] if schema is not None else []
-    named = {(names[i] if i < len(names) else f"arg{i}"): value for i, value in enumerate(node.args)}
-    named.update(node.kwargs)
-    return {name: _plain(value) for name, value in named.items() if not any(True for _ in _references(value))}
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return str(value).replace("torch.", "")
 
 
 def _output_paths(spec: Any, count: int) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from trueport.frameworks._base import BadModel, Dim, GraphDict, NodeDict, SignatureDict, SpecDict, Unsupported
 from trueport.frameworks._torch_archive import open_archive
-from trueport.frameworks._torch_ops import ONNX_NAMES
+from trueport.frameworks._torch_ops import script_name
 from trueport.frameworks._torch_values import dtype_name, rounded_weight, tensor_of
 
 _SCALARS = {"int": "int64", "float": "float64", "bool": "bool"}
@@ -357,7 +357,7 @@ def _node(node: Any, renamed: Mapping[str, str]) -> NodeDict:
         if isinstance(constant, (bool, int, float, str)):
             attributes[f"arg{index}"] = constant
     name = outputs[0] if outputs else node.kind()
-    op = {"prim.If": "If", "prim.Loop": "Loop"}.get(native) or ONNX_NAMES.get(native, native.rpartition(".")[2])
+    op = {"prim.If": "If", "prim.Loop": "Loop"}.get(native) or script_name(native)
     return {
         "name": name,
         "op": op,

@@ -21,6 +21,7 @@ from trueport.frameworks._torch_values import PRECISIONS, VARIANTS, check_feeds,
 
 __all__ = [
     "FORMATS",
+    "GRANULARITIES",
     "NAME",
     "PRECISIONS",
     "SUFFIXES",
@@ -38,6 +39,8 @@ __all__ = [
 
 NAME = "torch"
 FORMATS = {"pytorch": "torch", "torchscript": "torch"}
+GRANULARITIES = ("native", "decomposed")
+"""Views of an exported program: its own operators, and those taken apart (see `_torch_decompose`)."""
 SUFFIXES = {"pytorch": ".pt2", "torchscript": ".pt"}
 
 
@@ -75,6 +78,26 @@ def _model(path: str, trust: bool, precision: str = "float32") -> Any:
         raise Unsupported(f"precision {precision}: this framework evaluates in {', '.join(PRECISIONS)}")
     info = Path(path).stat()
     return _cached(path, (info.st_mtime_ns, info.st_size), precision, trust)
+
+
+@lru_cache(maxsize=2)
+def _cached_finer(path: str, stamp: tuple[int, int], trust: bool) -> Any:
+    from trueport.frameworks._torch_decompose import decompose
+
+    return decompose(_cached(path, stamp, "float32", trust))
+
+
+def _seen(path: str, trust: bool, granularity: str) -> Any:
+    """The loaded model at one of GRANULARITIES. Raises Unsupported where it has no such view."""
+    if granularity not in GRANULARITIES:
+        raise Unsupported(f"granularity {granularity}: a model is seen as {' or '.join(GRANULARITIES)}")
+    model = _model(path, trust)
+    if granularity == "native":
+        return model
+    if _is_script(model):
+        raise Unsupported("a TorchScript model has no finer view; give the exported program (.pt2)")
+    info = Path(path).stat()
+    return _cached_finer(path, (info.st_mtime_ns, info.st_size), trust)
 
 
 def _is_script(model: Any) -> bool:
@@ -126,20 +149,29 @@ def _rows(inputs: Arrays, runs: int) -> Iterator[dict[str, np.ndarray]]:
     return ({name: np.asarray(array[index]) for name, array in inputs.items()} for index in range(runs))
 
 
-def names(path: str, *, trust: bool) -> list[str]:
+def names(path: str, *, trust: bool, granularity: str = "native") -> list[str]:
     """Names of all values that `trace` can give. For TorchScript these are the outputs alone."""
-    model = _model(path, trust)
+    model = _seen(path, trust, granularity)
     if _is_script(model):
         return [spec["name"] for spec in model.signature()["outputs"]]
     return model.names()  # type: ignore[no-any-return]
 
 
-def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budget: int, trust: bool) -> dict[str, Any]:
+def trace(
+    path: str,
+    inputs: Arrays,
+    wanted: Sequence[str],
+    emit: Emit,
+    *,
+    budget: int,
+    trust: bool,
+    granularity: str = "native",
+) -> dict[str, Any]:
     """Run and emit each wanted value [R, *shape]; returns {"windows", "skipped": name -> why}.
 
     A first run measures sizes; then as many values at a time as fit into `budget` bytes, all R runs per window.
     """
-    model = _model(path, trust)
+    model = _seen(path, trust, granularity)
     with settings(VARIANTS[0]):
         if _is_script(model):
             rows = list(_rows(inputs, check_feeds(model.inputs, inputs, {})))
@@ -171,7 +203,7 @@ def _record(model: Any, row: Mapping[str, np.ndarray], keep: set[str] | None) ->
             found[name] = np.broadcast_to(np.zeros((), dtype=f"V{value.element_size()}"), tuple(value.shape))
 
     def hook(node: Any, value: Any) -> Any:
-        if node.op == "call_function" and node not in model._aliases:
+        if node.op == "call_function" and node not in model.aliases:
             if isinstance(value, (tuple, list)):
                 for index, item in enumerate(value):
                     take(model.name_of(node, index), item)
@@ -212,20 +244,20 @@ def _windows(rows: Sequence[Any], wanted: list[str], emit: Emit, budget: int, re
     return {"windows": len(windows), "skipped": skipped}
 
 
-def graph(path: str, *, trust: bool) -> GraphDict:
+def graph(path: str, *, trust: bool, granularity: str = "native") -> GraphDict:
     """The read-only view of the graph."""
-    return _model(path, trust).graph()  # type: ignore[no-any-return]
+    return _seen(path, trust, granularity).graph()  # type: ignore[no-any-return]
 
 
-def parameters(path: str, emit: Emit, *, trust: bool) -> dict[str, Any]:
+def parameters(path: str, emit: Emit, *, trust: bool, granularity: str = "native") -> dict[str, Any]:
     """Emit every constant array under its name in `graph`; returns {"count"}."""
-    model = _model(path, trust)
+    model = _seen(path, trust, granularity)
     if _is_script(model):
         tensors = dict(model.module.named_parameters())
         tensors.update(model.module.named_buffers())
         known = {name: tensors[name] for name in model.graph()["constants"]}
     else:
-        known = {model._targets[name]: value for name, value in model.constants.items()}
+        known = {model.targets[name]: value for name, value in model.constants.items()}
     count = 0
     for name, value in known.items():
         array = to_numpy(value)
