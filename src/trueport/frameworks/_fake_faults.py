@@ -314,6 +314,18 @@ RESULT: dict[str, Callable[[Results, str], Results]] = {
 """What a runtime can do to its results, whatever the signature promises."""
 
 
+KERNEL = ("wrong-kernel", "wrong-fusion")
+"""What the default kernels can get wrong: "wrong-kernel:NODE" adds one to all that a node computes, "wrong-fusion:NODE"
+does so unless what the node reads is put in from outside or shown. Kernels of other variants, and those of a trace, are right."""
+
+
+def wrong_kernels(asked: Sequence[str], variant: str) -> dict[str, str]:
+    """Return node name -> behaviour of the kernels of this variant."""
+    if variant != "default":
+        return {}
+    return {value: name for name, value in _split(asked) if name in KERNEL}
+
+
 def _write(text: str, path: Path) -> None:
     path.write_text(text, encoding="utf-8")
 
@@ -364,7 +376,7 @@ def write(text: str, path: Path, asked: Sequence[str]) -> None:
 def check(asked: Sequence[str]) -> None:
     """Raise BadModel for a behaviour that does not exist: a misspelt fault would be a test that cannot fail."""
     for name, _ in _split(asked):
-        if name not in {**PROCESS, **MODEL, **RESULT, **FILE}:
+        if name not in {**PROCESS, **MODEL, **RESULT, **FILE, **dict.fromkeys(KERNEL)}:
             raise BadModel(f"the fake framework has no behaviour '{name}'")
 
 

@@ -134,10 +134,13 @@ def names(path: str, *, trust: bool) -> list[str]:
 
 
 def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budget: int, trust: bool) -> dict[str, Any]:
-    """Run R calls once per window of values that together fit into `budget` bytes, and emit each value [R, *shape]."""
+    """Run R calls once per window of values that together fit into `budget` bytes, and emit each value [R, *shape].
+
+    Behaviours that change results change what is emitted of the model's outputs.
+    """
     model = _open(path, "trace", trust)
     runs = list(_each_run(inputs))
-    sizes = {name: value.nbytes * len(runs) for name, value in _evaluate(model, runs[0], "float32", "default").items()}
+    sizes = {name: value.nbytes * len(runs) for name, value in _evaluate(model, runs[0], "float32", "").items()}
     unknown = [name for name in wanted if name not in sizes]
     if unknown:
         raise BadModel(f"{path}: there is no value named {', '.join(unknown)}")
@@ -148,9 +151,80 @@ def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budge
         if last or sum(sizes[item] for item in window) + sizes[wanted[index + 1]] > budget:
             rows = [{item: values[item] for item in window} for values in _every_run(model, runs)]
             for item in window:
-                emit(item, np.stack([row[item] for row in rows]))
+                _show(model, "trace", item, np.stack([row[item] for row in rows]), emit)
             window = []
     return {}
+
+
+def replay(
+    path: str,
+    inputs: Arrays,
+    given: Arrays,
+    wanted: Sequence[str],
+    emit: Emit,
+    *,
+    variant: str,
+    budget: int,
+    trust: bool,
+) -> dict[str, Any]:
+    """Compute `wanted` with the values `given` put in; see `Framework.replay`. Behaviours act as they do in `trace`."""
+    model = _open(path, "replay", trust)
+    known = {item["name"] for item in model["inputs"]} | set(model["constants"])
+    known.update(name for node in model["nodes"] for name in node["outputs"])
+    unknown = [name for name in (*given, *wanted) if name not in known]
+    if unknown:
+        raise ValueError(f"there is no value named {', '.join(unknown)}")
+    skipped: dict[str, str] = {}
+    count = next((len(array) for array in (*inputs.values(), *given.values())), 1)
+    for name in dict.fromkeys(wanted):  # each by itself, so that no window is larger than one value
+        try:
+            rows = [_cut_open(model, inputs, given, run, variant)(name) for run in range(count)]
+            _show(model, "replay", name, np.stack(rows), emit)
+        except KeyError as error:
+            raise ValueError(f"the input {error} is needed to compute what is wanted; give it") from error
+        except (ValueError, IndexError) as error:
+            skipped[name] = f"it cannot be computed in one shape from the shapes given: {error}"
+    return {"skipped": skipped}
+
+
+def _cut_open(model: Model, inputs: Arrays, given: Arrays, run: int, variant: str) -> Callable[[str], np.ndarray]:
+    """Return the function that computes one run's value by name, whose operators read `given` where they can."""
+    makers = {node["outputs"][0]: node for node in model["nodes"]}
+    wrong = _wrong(model, "replay", variant)
+
+    @functools.cache
+    def make(name: str) -> np.ndarray:
+        if name in model["constants"]:
+            return _constant(model["constants"][name])
+        if name not in makers:
+            return np.asarray((inputs[name] if name in inputs else given[name])[run])
+        node = makers[name]
+        operands = [np.asarray(given[item][run]) if item in given else make(item) for item in node["inputs"]]
+        alone = any(item in given for item in node["inputs"])
+        return _apply(node, variant, operands, wrong.get(node["name"]), alone=alone)
+
+    return make
+
+
+def _apply(
+    node: Mapping[str, Any], variant: str, operands: Sequence[np.ndarray], wrong: str | None, *, alone: bool
+) -> np.ndarray:
+    """Run one operator, as a kernel that is `wrong` where it is: a wrong fusion only where the node is not `alone`."""
+    value = np.asarray(OPS[node["op"]](variant, node.get("attributes", {}), *operands))
+    if wrong == "wrong-kernel" or (wrong == "wrong-fusion" and not alone):
+        value = value + value.dtype.type(1)
+    return value
+
+
+def _show(model: Model, function: str, name: str, array: np.ndarray, emit: Emit) -> None:
+    """Emit a value; of an output, what the behaviours asked for leave of it."""
+    if name in [item["name"] for item in model["outputs"]]:
+        array = faults.change_results({name: array}, model.get("faults", {}).get(function, []))[name]
+    emit(name, array)
+
+
+def _wrong(model: Model, function: str, variant: str) -> dict[str, str]:
+    return faults.wrong_kernels(model.get("faults", {}).get(function, []), variant)
 
 
 def graph(path: str, *, trust: bool) -> GraphDict:
@@ -292,14 +366,15 @@ def _evaluate(model: Model, inputs: Arrays, precision: str, variant: str) -> Arr
         values[spec["name"]] = _in_precision(np.asarray(inputs[spec["name"]]), precision, weight=False)
     for name, item in model["constants"].items():
         values[name] = _in_precision(_constant(item), precision, weight=True)
+    wrong = _wrong(model, "run", variant)
     for node in model["nodes"]:
-        given = [values[name] for name in node["inputs"]]
-        values[node["outputs"][0]] = OPS[node["op"]](variant, node.get("attributes", {}), *given)
+        operands = [values[name] for name in node["inputs"]]
+        values[node["outputs"][0]] = _apply(node, variant, operands, wrong.get(node["name"]), alone=False)
     return values
 
 
 def _every_run(model: Model, runs: Sequence[Arrays]) -> list[Arrays]:
-    return [_evaluate(model, one, "float32", "default") for one in runs]
+    return [_evaluate(model, one, "float32", "") for one in runs]
 
 
 def _in_precision(array: np.ndarray, precision: str, *, weight: bool) -> np.ndarray:
