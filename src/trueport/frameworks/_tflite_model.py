@@ -6,6 +6,7 @@ a file, so everything that it would follow blindly is checked here first and a d
 
 from __future__ import annotations
 
+import copy
 import re
 import struct
 from collections import Counter
@@ -105,13 +106,7 @@ class Model:
 
     def content(self) -> bytes | None:
         """Return the mended file where LiteRT would refuse the stored one, else None."""
-        if not self.mended:
-            return None
-        import flatbuffers
-
-        builder = flatbuffers.Builder(len(self.data) + 4096)
-        builder.Finish(self.root.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
+        return pack(self.root) if self.mended else None
 
     # -- reading
 
@@ -298,6 +293,39 @@ def _unpack(data: bytes, path: str) -> Any:
     except (struct.error, ValueError, TypeError, IndexError, AttributeError, OverflowError, MemoryError) as error:
         raise BadModel(f"{path}: a damaged or truncated TFLite file ({type(error).__name__}: {error})") from error
     return root
+
+
+class _AlignedBuffer:
+    """Packs the bytes of one buffer at a multiple of 16, as the schema demands and its generated Python code does not."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = np.frombuffer(b"" if data is None else np.asarray(data, dtype=np.uint8), dtype=np.uint8)
+
+    def Pack(self, builder: Any) -> int:
+        from ai_edge_litert import schema_py_generated as schema
+
+        vector = 0
+        if self.data.size:
+            builder.StartVector(1, self.data.size, 16)
+            builder.head -= self.data.size
+            builder.Bytes[builder.head : builder.head + self.data.size] = self.data.tobytes()
+            vector = builder.EndVector()
+        schema.BufferStart(builder)
+        if vector:
+            schema.BufferAddData(builder, vector)
+        return int(schema.BufferEnd(builder))
+
+
+def pack(root: Any) -> bytes:
+    """Write a model (ModelT whose buffers all lie inside it) as a TFLite file."""
+    import flatbuffers
+
+    written = copy.copy(root)
+    written.buffers = [_AlignedBuffer(buffer.data) for buffer in root.buffers or ()]
+    room = sum(buffer.data.size + 64 for buffer in written.buffers)
+    builder = flatbuffers.Builder(room + 65536)
+    builder.Finish(written.Pack(builder), b"TFL3")
+    return bytes(memoryview(builder.Bytes)[builder.Head() :])
 
 
 def quantize(tensor: Tensor, values: np.ndarray) -> np.ndarray:

@@ -17,6 +17,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trueport.frameworks._base import Arrays, Emit, GraphDict, RunResult, SignatureDict, SpecDict, Unsupported
+from trueport.frameworks._tflite_session import (
+    NO_KERNEL,
+    RESOLVERS,
+    Session,
+    carries_state,
+    check_shape,
+    collect,
+    refuse_missing_kernels,
+    stack,
+    stored,
+)
 
 if TYPE_CHECKING:
     from trueport.frameworks._tflite_model import Model, Tensor
@@ -28,12 +39,6 @@ VARIANTS = ("default", "builtin", "reference", "single-thread")
 """default: as shipped, with XNNPACK; builtin: without delegates; reference: the reference kernels; single-thread: default with one thread."""
 PRECISIONS = ("float32",)
 
-_RESOLVERS = {
-    "default": ("AUTO", None),
-    "builtin": ("BUILTIN_WITHOUT_DEFAULT_DELEGATES", None),
-    "reference": ("BUILTIN_REF", None),
-    "single-thread": ("AUTO", 1),
-}
 _IDENTIFIER = b"TFL3"
 _VERSIONS = (1, 2, 3)
 
@@ -65,7 +70,7 @@ def signature(path: str, *, trust: bool) -> SignatureDict:
     from trueport.frameworks._tflite_ops import index_limits
 
     model = _open(path)
-    _refuse_missing_kernels(model)
+    refuse_missing_kernels(model)
     inputs, outputs = _user_names(model)
     limits = index_limits(model)
     specs: list[SpecDict] = []
@@ -159,84 +164,12 @@ def _decode(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
 
 
-def _refuse_missing_kernels(model: Model) -> None:
-    """Raise Unsupported, naming them, when LiteRT has no kernel for custom or Flex operators of the file."""
-    custom = sorted({operator.code for operator in model.all_operators() if operator.custom})
-    if not custom:
-        return
-    try:
-        _Session(model, "builtin")
-    except RuntimeError as error:
-        if any(word in str(error) for word in ("custom op", "Select TensorFlow op", "Custom", "not registered")):
-            raise Unsupported(f"LiteRT has no kernel for the operators {', '.join(custom)}") from error
-
-
 # -- running
 
 
-class _Session:
-    """One interpreter over one file, fed by input name."""
-
-    def __init__(self, model: Model, variant: str, *, keep_all: bool = False) -> None:
-        from ai_edge_litert import interpreter as litert
-
-        resolver, threads = _RESOLVERS[variant]
-        content = model.content()
-        self.model = model
-        self.variant = variant
-        self.interpreter = litert.Interpreter(
-            **({"model_path": model.path} if content is None else {"model_content": content}),
-            num_threads=threads,
-            experimental_op_resolver_type=litert.OpResolverType[resolver],
-            experimental_preserve_all_tensors=keep_all,
-            experimental_disable_delegate_node_fusion=keep_all,
-        )
-        self.shapes = {index: model.tensors[index].shape for index in model.inputs}
-        self.interpreter.allocate_tensors()
-
-    def resize(self, wanted: Mapping[int, tuple[int, ...]]) -> None:
-        """Give the inputs these shapes; sizes that the file fixes have been checked before."""
-        changed = {index: shape for index, shape in wanted.items() if shape != self.shapes[index]}
-        for index, shape in changed.items():
-            self.interpreter.resize_tensor_input(index, shape)
-        if changed:
-            self.interpreter.allocate_tensors()
-            self.shapes.update(changed)
-
-    def call(self, inputs: Mapping[int, np.ndarray]) -> None:
-        """Run once from the initial state; `inputs` are stored values by tensor index."""
-        self.interpreter.reset_all_variables()
-        for index, value in inputs.items():
-            if value.size:
-                self.interpreter.set_tensor(index, value)
-        self.interpreter.invoke()
-
-    def value(self, index: int) -> np.ndarray:
-        """Return a copy of one tensor, dequantised."""
-        from trueport.frameworks._tflite_model import dequantize
-
-        try:
-            stored = self.interpreter.get_tensor(index)
-        except ValueError:  # a tensor of no elements has no data to point at
-            shape = self.interpreter._get_tensor_details(index, 0)["shape"]
-            if np.prod(shape, dtype=np.int64):
-                raise
-            stored = np.zeros(tuple(shape), self.model.tensors[index].dtype)
-        return dequantize(self.model.tensors[index], stored)
-
-
 @lru_cache(maxsize=2)
-def _shared_session(model: Model, variant: str) -> _Session:
-    return _Session(model, variant)
-
-
-def _carries_state(model: Model) -> bool:
-    """Whether resource variables would carry values from run to run, whatever is reset."""
-    return any(operator.code in ("VAR_HANDLE", "HASHTABLE") for operator in model.all_operators())
-
-
-_NO_KERNEL = ("unresolved custom op", "not currently supported", "supported currently", "currently not supported")
-"""What LiteRT says of an operator, or of a type in one, that it has no kernel for; the file itself may be right."""
+def _shared_session(model: Model, variant: str) -> Session:
+    return Session.of(model, variant)
 
 
 def run(path: str, cases: Mapping[str, Arrays], *, precision: str, variant: str, trust: bool) -> dict[str, RunResult]:
@@ -247,17 +180,17 @@ def run(path: str, cases: Mapping[str, Arrays], *, precision: str, variant: str,
     """
     if precision not in PRECISIONS:
         raise Unsupported(f"LiteRT computes a TFLite file in its own precision; it cannot run it in {precision}")
-    if variant not in _RESOLVERS:
+    if variant not in RESOLVERS:
         raise ValueError(f"there is no variant '{variant}'; known are {', '.join(VARIANTS)}")
     model = _open(path)
-    _refuse_missing_kernels(model)
+    refuse_missing_kernels(model)
     results = {}
     for name, arrays in cases.items():
         try:
             results[name] = _run_case(model, variant, arrays)
         except RuntimeError as error:  # after a failed allocation an interpreter stays broken
             _shared_session.cache_clear()
-            if any(words in str(error).lower() for words in _NO_KERNEL):
+            if any(words in str(error).lower() for words in NO_KERNEL):
                 first = str(error).strip().splitlines()[0]
                 raise Unsupported(f"LiteRT has no kernel for this model: {first}") from error
             raise
@@ -268,16 +201,11 @@ def _run_case(model: Model, variant: str, arrays: Arrays) -> RunResult:
     _, names = _user_names(model)
     found: list[list[np.ndarray]] = [[] for _ in names]
     for inputs in _rows(model, arrays):
-        session = _Session(model, variant) if _carries_state(model) else _shared_session(model, variant)
-        session.resize({index: value.shape for index, value in inputs.items()})
+        session = Session.of(model, variant) if carries_state(model) else _shared_session(model, variant)
         session.call(inputs)
         for values, index in zip(found, model.outputs):
             values.append(session.value(index))
-    return {name: _stack(values) for name, values in zip(names, found)}
-
-
-def _stack(values: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-    return np.stack(values) if len({value.shape for value in values}) == 1 else values
+    return {name: stack(values) for name, values in zip(names, found)}
 
 
 def _rows(model: Model, arrays: Arrays) -> Iterator[dict[int, np.ndarray]]:
@@ -291,38 +219,11 @@ def _rows(model: Model, arrays: Arrays) -> Iterator[dict[int, np.ndarray]]:
     if len(counts) > 1:
         raise ValueError(f"the inputs of {Path(model.path).name} hold different numbers of runs: {sorted(counts)}")
     for name, index in zip(names, model.inputs):
-        _check_shape(model.tensors[index], name, arrays[name].shape[1:])
+        check_shape(model.tensors[index], name, arrays[name].shape[1:])
     for number in range(counts.pop()):
         yield {
-            index: _stored(model.tensors[index], name, arrays[name][number]) for name, index in zip(names, model.inputs)
+            index: stored(model.tensors[index], name, arrays[name][number]) for name, index in zip(names, model.inputs)
         }
-
-
-def _check_shape(tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
-    wanted = tensor.dims
-    if wanted is not None and (
-        len(wanted) != len(shape) or any(size is not None and size != given for size, given in zip(wanted, shape))
-    ):
-        taken = "×".join("?" if size is None else str(size) for size in wanted) or "a scalar"
-        raise ValueError(f"input '{name}' takes {taken}, and {'×'.join(map(str, shape)) or 'a scalar'} was given")
-
-
-def _stored(tensor: Tensor, name: str, value: np.ndarray) -> np.ndarray:
-    """Turn one run's value into what the tensor stores."""
-    from trueport.frameworks._tflite_model import quantize
-
-    value = np.asarray(value)
-    if value.dtype.kind not in "fiub" and value.dtype.kind != np.dtype(tensor.dtype).kind:
-        raise ValueError(f"input '{name}' is {tensor.dtype}, and {value.dtype} was given")
-    if tensor.quantization is not None:
-        return quantize(tensor, value)
-    wanted = np.dtype(tensor.dtype)
-    if wanted.kind in "iub" and value.dtype != wanted:
-        cast = value.astype(wanted)
-        if value.dtype.kind == "f" or not np.array_equal(cast, value):
-            raise ValueError(f"input '{name}' is {tensor.dtype}, and the {value.dtype} values given do not fit it")
-        value = cast
-    return np.ascontiguousarray(value, dtype=wanted).reshape(value.shape)
 
 
 # -- looking inside
@@ -335,10 +236,17 @@ def names(path: str, *, trust: bool) -> list[str]:
 
 
 def _traceable(model: Model) -> list[int]:
+    """Tensors that operators write and LiteRT keeps: it gives no memory to results of a loop that nobody reads."""
     from trueport.frameworks._tflite_model import OPAQUE
 
-    written = (index for operator in model.operators for index in operator.outputs if index >= 0)
-    return [index for index in dict.fromkeys(written) if model.tensors[index].dtype not in OPAQUE]
+    read = {index for operator in model.operators for index in operator.inputs} | set(model.outputs)
+    written = dict.fromkeys(
+        index
+        for operator in model.operators
+        for index in operator.outputs
+        if index >= 0 and (operator.code != "WHILE" or index in read)
+    )
+    return [index for index in written if model.tensors[index].dtype not in OPAQUE]
 
 
 def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budget: int, trust: bool) -> dict[str, Any]:
@@ -349,60 +257,87 @@ def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budge
     cannot be stacked and are listed under "uneven" in the result.
     """
     model = _open(path)
-    _refuse_missing_kernels(model)
+    refuse_missing_kernels(model)
     index_of = {model.tensors[index].name: index for index in (*model.inputs, *_traceable(model))}
     unknown = [name for name in wanted if name not in index_of]
     if unknown:
         raise ValueError(f"{Path(path).name} has no value '{unknown[0]}'")
     rows = list(_rows(model, inputs))
-    uneven: list[str] = []
-    session = _tracing_session(model)
-    for window in _windows(session, rows, [(name, index_of[name]) for name in dict.fromkeys(wanted)], budget):
-        held: dict[str, list[np.ndarray]] = {name: [] for name, _ in window}
+    shared = _tracing_session(model)
+
+    def calls() -> Iterator[Session]:
         for row in rows:
-            if _carries_state(model):
-                session = _tracing_session(model)
-            _call(session, row)
-            for name, index in window:
-                held[name].append(session.value(index))
-        for name in list(held):
-            stacked = _stack(held.pop(name))
-            if isinstance(stacked, list):
-                uneven.append(name)
-            else:
-                emit(name, stacked)
-    return {"uneven": uneven, "kernels": session.variant}
+            session = _tracing_session(model) if carries_state(model) else shared
+            session.call(row)
+            yield session
+
+    named = [(name, index_of[name]) for name in dict.fromkeys(wanted)]
+    uneven = collect(calls, len(rows), named, budget, emit)
+    return {"uneven": uneven, "kernels": shared.variant}
 
 
-def _tracing_session(model: Model) -> _Session:
+def _tracing_session(model: Model) -> Session:
     try:
-        return _Session(model, "builtin", keep_all=True)
+        return Session.of(model, "builtin", keep_all=True)
     except RuntimeError:
-        return _Session(model, "default", keep_all=True)
+        return Session.of(model, "default", keep_all=True)
 
 
-def _call(session: _Session, row: dict[int, np.ndarray]) -> None:
-    session.resize({index: value.shape for index, value in row.items()})
-    session.call(row)
+def replay(
+    path: str,
+    inputs: Arrays,
+    given: Arrays,
+    wanted: Sequence[str],
+    emit: Emit,
+    *,
+    variant: str,
+    budget: int,
+    trust: bool,
+) -> dict[str, Any]:
+    """Run R calls with values of the main graph put in, which are rounded to the grid where their tensor is quantised.
+
+    See `_base.py`. "kernels" in the result says which were used. Raises ValueError for an unknown name, a missing input
+    or values that do not fit their tensor; Unsupported when LiteRT cannot run the part that is cut out.
+    """
+    from trueport.frameworks import _tflite_replay as parts
+
+    if variant and variant not in RESOLVERS:
+        raise ValueError(f"there is no variant '{variant}'; known are {', '.join(VARIANTS)}")
+    model = _open(path)
+    index_of = {model.tensors[index].name: index for index in (*model.inputs, *_traceable(model))}
+    unknown = [name for name in (*given, *wanted) if name not in index_of]
+    if unknown:
+        raise ValueError(f"{Path(path).name} has no value '{unknown[0]}'")
+    fed = {i: inputs[name] for i, name in zip(model.inputs, _user_names(model)[0]) if name in inputs}
+    put_in = {index_of[name]: array for name, array in given.items()}
+    computed = [(name, index_of[name]) for name in dict.fromkeys(wanted) if index_of[name] not in model.inputs]
+    for name in dict.fromkeys(wanted):
+        if index_of[name] in model.inputs:
+            _need(model, index_of[name], fed)
+            emit(name, _on_grid(model.tensors[index_of[name]], fed[index_of[name]]))
+    if not computed:
+        return {"skipped": {}, "kernels": ""}
+    part = parts.cut(model, frozenset(put_in), tuple(index for _, index in computed))
+    for index in part.feeds:
+        if index not in put_in:
+            _need(model, index, fed)
+            check_shape(model.tensors[index], model.tensors[index].name, fed[index].shape[1:])
+    arrays = {index: put_in[index] if index in put_in else fed[index] for index in part.feeds}
+    counts = {len(array) for array in (arrays or {**fed, **put_in}).values()} or {1}
+    if len(counts) > 1:
+        raise ValueError(f"the values given to {Path(path).name} hold different numbers of runs: {sorted(counts)}")
+    return parts.replay(model, part, arrays, computed, emit, variant=variant, budget=budget, runs=counts.pop())
 
 
-def _windows(
-    session: _Session, rows: list[dict[int, np.ndarray]], wanted: list[tuple[str, int]], budget: int
-) -> Iterator[list[tuple[str, int]]]:
-    """Split the wanted values into groups that fit the budget, by their sizes in a first run."""
-    if not wanted or not rows:
-        return
-    _call(session, rows[0])
-    sizes = [session.value(index).nbytes * len(rows) for _, index in wanted]
-    window: list[tuple[str, int]] = []
-    held = 0
-    for item, size in zip(wanted, sizes):
-        if window and held + size > budget:
-            yield window
-            window, held = [], 0
-        window.append(item)
-        held += size
-    yield window
+def _need(model: Model, index: int, fed: Mapping[int, np.ndarray]) -> None:
+    if index not in fed:
+        raise ValueError(f"{Path(model.path).name} needs a value for its input '{model.tensors[index].name}'")
+
+
+def _on_grid(tensor: Tensor, values: np.ndarray) -> np.ndarray:
+    from trueport.frameworks._tflite_model import dequantize, quantize
+
+    return values if tensor.quantization is None else dequantize(tensor, quantize(tensor, values))
 
 
 def graph(path: str, *, trust: bool) -> GraphDict:
