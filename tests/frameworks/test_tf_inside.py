@@ -155,3 +155,150 @@ def test_an_unknown_granularity_is_named(tf, zoo):
     outcome = tf.outcome(KERAS, "names", path=zoo("residual"), trust=False, granularity="atoms")
     assert isinstance(outcome, Failure)
     assert "atoms" in outcome.message
+
+
+# Replay
+
+
+def replayed(tf, path, inputs, given, wanted, module=KERAS, variant=""):
+    values, reply = tf.emitted(
+        module,
+        "replay",
+        path=path,
+        inputs=inputs,
+        given=given,
+        wanted=wanted,
+        variant=variant,
+        budget=1 << 20,
+        trust=False,
+    )
+    assert reply == {"skipped": {}}
+    assert set(values) == set(wanted)
+    return values
+
+
+def place(tf, zoo, exported, kind, module):
+    return (zoo if module == KERAS else exported)(kind)
+
+
+@pytest.mark.parametrize("module", [KERAS, SAVED])
+@pytest.mark.parametrize("kind", ["residual", "lstm", "transformer", "multi"])
+def test_replay_with_the_models_own_values_gives_its_own_values(tf, zoo, exported, kind, module):
+    """All values given and all wanted: every producer runs on the recorded values and must give what it gave."""
+    path = place(tf, zoo, exported, kind, module)
+    inputs = feeds(tf.signature(module.rsplit(".", 1)[1], path))
+    values = traced(tf, path, inputs, module=module)
+    again = replayed(tf, path, inputs, values, list(values), module)
+    for name, value in values.items():
+        np.testing.assert_array_equal(again[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("module", [KERAS, SAVED])
+def test_readers_read_what_is_given_and_the_producer_still_computes(tf, zoo, exported, module):
+    path = place(tf, zoo, exported, "residual", module)
+    inputs = feeds(tf.signature(module.rsplit(".", 1)[1], path))
+    graph = view(tf, path, module=module)
+    values = traced(tf, path, inputs, module=module)
+    relu = next(node for node in graph["nodes"] if node["op"] == "Relu" and node["inputs"][0] in values)
+    before, after = relu["inputs"][0], relu["outputs"][0]
+    changed = values[before] - 0.25
+    again = replayed(tf, path, {}, {before: changed}, [after], module)  # the model's inputs are not needed
+    np.testing.assert_array_equal(again[after], np.maximum(changed, 0))
+    both = replayed(tf, path, inputs, {before: changed}, [before, after], module)
+    np.testing.assert_array_equal(both[before], values[before])
+    np.testing.assert_array_equal(both[after], np.maximum(changed, 0))
+
+
+@pytest.mark.parametrize("module", [KERAS, SAVED])
+def test_a_value_put_in_reaches_the_outputs(tf, zoo, exported, module):
+    """Values of other inputs put in at a cut give the outputs of those inputs."""
+    path = place(tf, zoo, exported, "residual", module)
+    signature = tf.signature(module.rsplit(".", 1)[1], path)
+    here, there = feeds(signature, seed=1), feeds(signature, seed=2)
+    graph = view(tf, path, module=module)
+    pool = next(node["outputs"][0] for node in graph["nodes"] if node["op"] == "MaxPool")
+    (output,) = graph["outputs"]
+    wanted = traced(tf, path, there, module=module, wanted=[pool, output])
+    again = replayed(tf, path, here, {pool: wanted[pool]}, [output], module)
+    np.testing.assert_allclose(again[output], wanted[output], atol=1e-6)
+    fed = replayed(tf, path, here, there, [output], module)  # a graph input may be given as well
+    np.testing.assert_allclose(fed[output], wanted[output], atol=1e-6)
+
+
+def test_given_values_may_have_another_shape(tf, zoo):
+    signature = tf.signature("keras", zoo("residual"))
+    values = traced(tf, zoo("residual"), feeds(signature), wanted=["pool", "classes"])
+    more = np.concatenate([values["pool"], values["pool"][:, :1]], axis=1)
+    again = replayed(tf, zoo("residual"), {}, {"pool": more}, ["classes"])["classes"]
+    assert again.shape == (3, 3, 5)
+    np.testing.assert_allclose(again[:, :2], values["classes"], atol=1e-6)
+    wider = np.zeros((2, 2, 7, 9, 16), np.float32)
+    assert replayed(tf, zoo("residual"), {}, {"pool": wider}, ["mean"])["mean"].shape == (2, 2, 16)
+
+
+@pytest.mark.parametrize(
+    ("module", "variants"), [(KERAS, ("eager", "default", "xla")), (SAVED, ("unoptimised", "default", "xla"))]
+)
+def test_variants_agree_on_a_healthy_model(tf, zoo, exported, module, variants):
+    path = place(tf, zoo, exported, "residual", module)
+    inputs = feeds(tf.signature(module.rsplit(".", 1)[1], path))
+    graph = view(tf, path, module=module)
+    pool = next(node["outputs"][0] for node in graph["nodes"] if node["op"] == "MaxPool")
+    (output,) = graph["outputs"]
+    values = traced(tf, path, inputs, module=module, wanted=[pool, output])
+    for variant in variants:
+        again = replayed(tf, path, {}, {pool: values[pool]}, [output], module, variant)
+        np.testing.assert_allclose(again[output], values[output], atol=1e-5)
+    outcome = tf.outcome(
+        module,
+        "replay",
+        emit=True,
+        path=path,
+        inputs={},
+        given={},
+        wanted=[output],
+        variant="odd",
+        budget=1,
+        trust=False,
+    )
+    assert isinstance(outcome, Failure)
+    assert "odd" in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("inputs", "given", "wanted", "said"),
+    [
+        ((), {}, ["classes"], "image"),
+        ((), {"nothing": np.zeros((1, 2), np.float32)}, ["classes"], "nothing"),
+        ((), {}, ["nothing"], "nothing"),
+        ((), {"mean": np.zeros((1, 2, 9), np.float32)}, ["classes"], "values put in"),
+    ],
+)
+def test_what_cannot_be_replayed_is_said(tf, zoo, inputs, given, wanted, said):
+    outcome = tf.outcome(
+        KERAS, "replay", emit=True, path=zoo("residual"), inputs=dict(inputs), given=given, wanted=wanted,
+        variant="", budget=1 << 20, trust=False,
+    )  # fmt: skip
+    assert isinstance(outcome, Failure)
+    assert said in outcome.message
+
+
+def test_replay_at_the_finer_granularity(tf, zoo):
+    inputs = feeds(tf.signature("keras", zoo("transformer")))
+    values = traced(tf, zoo("transformer"), inputs, "decomposed")
+    name = next(name for name in values if name.endswith("Softmax"))
+    again, _ = tf.emitted(
+        KERAS, "replay", path=zoo("transformer"), inputs=inputs, given={name: values[name]}, wanted=["logits"],
+        variant="", budget=1 << 20, trust=False, granularity="decomposed",
+    )  # fmt: skip
+    np.testing.assert_allclose(again["logits"], values["logits"], atol=1e-6)
+
+
+def test_keras_2_models_replay(tf_keras, tmp_path):
+    path = str(tmp_path / "old.h5")
+    tf_keras("tf_odd_models", "save_legacy", kind="hard_sigmoid", path=path)
+    inputs = feeds(tf_keras.signature("keras", path))
+    values = traced(tf_keras, path, inputs)
+    again = replayed(tf_keras, path, inputs, values, list(values))
+    for name, value in values.items():
+        np.testing.assert_array_equal(again[name], value, err_msg=name)

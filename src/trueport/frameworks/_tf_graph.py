@@ -8,6 +8,7 @@ meta-optimiser is off, so that every tensor of the frozen graph can be fetched a
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Callable, NamedTuple
 
@@ -160,8 +161,22 @@ def constant_reads(frozen: Frozen) -> dict[str, str]:
     return reads
 
 
+_known: OrderedDict[int, tuple[Any, dict[str, str]]] = OrderedDict()
+"""Values of the last graphs asked for; the graph is held, so that its id stays its own."""
+
+
 def values(frozen: Frozen) -> dict[str, str]:
     """Name -> tensor of all that can be fetched as arrays, in execution order, then of the outputs; constants left out."""
+    key = id(frozen.graph_def)
+    if key not in _known:
+        _known[key] = (frozen.graph_def, _values(frozen))
+    _known.move_to_end(key)
+    while len(_known) > 2:
+        _known.popitem(last=False)
+    return _known[key][1]
+
+
+def _values(frozen: Frozen) -> dict[str, str]:
     import tensorflow as tf
 
     graph = tf.Graph()

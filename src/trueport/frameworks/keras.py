@@ -196,6 +196,32 @@ def trace(
     return graphs.trace(watched.frozen, inputs, {name: known[name] for name in wanted}, emit, budget=budget)
 
 
+_MODES = {"": "plain", "eager": "plain", "default": "optimised", "xla": "xla"}
+"""Variant -> how a graph with values put in is run."""
+
+
+def replay(
+    path: str,
+    inputs: Arrays,
+    given: Arrays,
+    wanted: Sequence[str],
+    emit: Emit,
+    *,
+    variant: str,
+    budget: int,
+    trust: bool,
+    granularity: str = "native",
+) -> dict[str, Any]:
+    """Compute the wanted values with the given ones put in. Raises Unsupported for unknown names and variants."""
+    from trueport.frameworks import _tf_replay as replays
+
+    if variant not in _MODES:
+        raise Unsupported(f"keras has no variant '{variant}'")
+    watched = _watched(path, trust)
+    known = _values(watched, granularity)
+    return replays.replay(watched.frozen, known, inputs, given, wanted, emit, mode=_MODES[variant], budget=budget)
+
+
 def graph(path: str, *, trust: bool, granularity: str = "native") -> GraphDict:
     """The graph of layer calls, whose weights are constants named `layer/weight`; or the frozen graph of operators."""
     from trueport.frameworks import _keras_model as models

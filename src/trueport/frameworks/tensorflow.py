@@ -307,6 +307,31 @@ def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budge
     return graphs.trace(saved.frozen, inputs, {name: known[name] for name in wanted}, emit, budget=budget)
 
 
+_MODES = {"": "plain", "unoptimised": "plain", "default": "optimised", "xla": "xla"}
+"""Variant -> how a graph with values put in is run."""
+
+
+def replay(
+    path: str,
+    inputs: Arrays,
+    given: Arrays,
+    wanted: Sequence[str],
+    emit: Emit,
+    *,
+    variant: str,
+    budget: int,
+    trust: bool,
+) -> dict[str, Any]:
+    """Compute the wanted values with the given ones put in. Raises Unsupported for unknown names and variants."""
+    from trueport.frameworks import _tf_graph as graphs
+    from trueport.frameworks import _tf_replay as replays
+
+    if variant not in _MODES:
+        raise Unsupported(f"tensorflow has no variant '{variant}'")
+    frozen, mode = load(path, trust=trust).frozen, _MODES[variant]
+    return replays.replay(frozen, graphs.values(frozen), inputs, given, wanted, emit, mode=mode, budget=budget)
+
+
 def graph(path: str, *, trust: bool) -> GraphDict:
     """The frozen graph, control flow as single nodes."""
     from trueport.frameworks import _tf_view as views
