@@ -47,13 +47,57 @@ def chain(g):
     g.ends([*ends], [value])
 
 
+def vocabulary(g):
+    """Operators whose ONNX attributes have to be worked out. They stand side by side, each on an input of its own shape."""
+    image, free = (
+        g.tensor("image", "float32", [1, 7, 8, 4]),
+        g.tensor("free", "float32", [1, 1, 1, 4], free=[1, -1, -1, 4]),
+    )
+    kernel, each = (
+        g.constant("kernel", np.ones((2, 3, 3, 4), np.float32)),
+        g.constant("each", np.ones((1, 5, 5, 4), np.float32)),
+    )
+    two, four = (g.constant(f"zeros_{size}", np.zeros(size, np.float32)) for size in (2, 4))
+    outputs = []
+
+    def add(code, inputs, shape, options=None, dtype="float32", **values):
+        number = len(outputs)
+        outputs.append(g.tensor(f"{code.lower()}_{number}", dtype, shape))
+        g.operator(code, inputs, [outputs[-1]], options, **values)
+
+    def ints(*values):
+        return g.constant(f"constant_{len(g.graph.tensors)}", np.array(values, np.int32))
+
+    step = {"strideH": 2, "strideW": 2}
+    add("CONV_2D", [image, kernel, two], [1, 4, 4, 2], "Conv2DOptions", padding=0, **step)
+    add("CONV_2D", [free, kernel, two], [1, 1, 1, 2], "Conv2DOptions", padding=0, strideH=1, strideW=1)
+    add("DEPTHWISE_CONV_2D", [image, each, four], [1, 7, 8, 4], "DepthwiseConv2DOptions", strideH=1, strideW=1,
+        depthMultiplier=1, dilationHFactor=2, dilationWFactor=1)  # fmt: skip
+    add("MAX_POOL_2D", [image], [1, 4, 4, 4], "Pool2DOptions", padding=0, filterHeight=3, filterWidth=3, **step)
+    add("AVERAGE_POOL_2D", [image], [1, 3, 4, 4], "Pool2DOptions", padding=1, filterHeight=2, filterWidth=2, **step)
+    back = g.constant("back", np.ones((4, 3, 3, 4), np.float32))
+    add("TRANSPOSE_CONV", [ints(1, 14, 16, 4), back, image], [1, 14, 16, 4], "TransposeConvOptions", **step)
+    sizes = ints(14, 16)
+    add("RESIZE_BILINEAR", [image, sizes], [1, 14, 16, 4], "ResizeBilinearOptions", halfPixelCenters=True)
+    add("RESIZE_NEAREST_NEIGHBOR", [image, sizes], [1, 14, 16, 4], "ResizeNearestNeighborOptions", alignCorners=True)
+    add("STRIDED_SLICE", [image, ints(9, 1, -1, 0), ints(9, 6, 0, 0), ints(1, 2, -1, 1)], [1, 3, 7],
+        "StridedSliceOptions", beginMask=1, endMask=1, shrinkAxisMask=8)  # fmt: skip
+    add("SLICE", [image, ints(0, 1, 2, 0), ints(1, 5, -1, 4)], [1, 5, 6, 4], "SliceOptions")
+    add("MIRROR_PAD", [image, ints([0, 0], [1, 2], [0, 0], [0, 0])], [1, 10, 8, 4], "MirrorPadOptions", mode=1)
+    add("GELU", [image], [1, 7, 8, 4], "GeluOptions", approximate=True)
+    add("CAST", [image], [1, 7, 8, 4], "CastOptions", dtype="int32", inDataType=0, outDataType=2)
+    add("LOCAL_RESPONSE_NORMALIZATION", [image], [1, 7, 8, 4], "LocalResponseNormalizationOptions", radius=2, bias=1.0,
+        alpha=0.5, beta=0.75)  # fmt: skip
+    g.ends([image, free], outputs)
+
+
 def write(folder):
     """Write the models of this file; returns name -> path."""
     import tflite_models
 
     kept = tflite_models.MODELS
     try:
-        tflite_models.MODELS = {"loop": loop, "chain": chain}
+        tflite_models.MODELS = {"loop": loop, "chain": chain, "vocabulary": vocabulary}
         return tflite_models.write(folder)
     finally:
         tflite_models.MODELS = kept

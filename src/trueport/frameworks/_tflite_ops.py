@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any, Callable
 
 import numpy as np
@@ -94,7 +97,7 @@ ONNX_NAMES = {**{name: name.capitalize() for name in _SAME.split()}, **_OTHER}
 
 _ACTIVATIONS = (None, "Relu", "ReluN1To1", "Relu6", "Tanh", "SignBit")
 _PADDINGS = ("SAME_UPPER", "VALID")
-_CLIPS = {"RELU6": (0.0, 6.0), "RELU_N1_TO_1": (-1.0, 1.0), "RELU_0_TO_1": (0.0, 1.0)}
+_VALID = 1
 _RENAMED: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "fused_activation_function": ("activation", lambda value: _pick(_ACTIVATIONS, value)),
     "padding": ("auto_pad", lambda value: _pick(_PADDINGS, value)),
@@ -170,50 +173,188 @@ _LOOKUPS = {"GATHER": (1, 0), "EMBEDDING_LOOKUP": (0, 1)}
 
 def attributes(model: Model, operator: Operator) -> dict[str, Any]:
     """Return the options of an operator as plain JSON, in ONNX vocabulary where one exists, else in the schema's spelling."""
-    options = {snake(key): value for key, value in vars(operator.options).items()} if operator.options else {}
+    options = defaultdict(
+        int, {snake(key): value for key, value in vars(operator.options or SimpleNamespace()).items()}
+    )
+    left = dict(options)
     found: dict[str, Any] = {}
     for attribute, parts in _LISTS.items():
-        values = [int(options.pop(part)) for part in parts if part in options]
+        values = [int(left.pop(part)) for part in parts if part in left]
         if values:
             found[attribute] = values
-    for key, value in options.items():
+    for key, value in left.items():
         name, reading = _RENAMED.get(key, (key, _plain))
         if value is not None:
             found[name] = reading(value)
     if found.get("activation", "") is None:
         del found["activation"]
-    if operator.code in _CLIPS:
-        found["min"], found["max"] = _CLIPS[operator.code]
-    if operator.code == "SOFTMAX":
-        found["axis"] = -1
-    found.update(_from_operands(model, operator))
-    return found
-
-
-def _from_operands(model: Model, operator: Operator) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if operator.code == "PAD" or operator.code == "PADV2" or operator.code == "MIRROR_PAD":
-        pads = _small_constant(model, operator, 1)
-        if pads is not None:
-            found["pads"] = [int(value) for value in pads.T.ravel()]  # all begins, then all ends, as ONNX has them
-    if operator.code in ("CONV_2D", "DEPTHWISE_CONV_2D"):
-        found.update(_convolution(model, operator))
+    found.update(_FIXED.get(operator.code, {}))
+    if operator.code in _COMPUTED:
+        found.update(_COMPUTED[operator.code](model, operator, options))
     if operator.code in _OPERANDS:
         position, name = _OPERANDS[operator.code]
         value = _small_constant(model, operator, position)
         if value is not None:
             flat = [int(item) for item in value.ravel()]
             found[name] = flat[0] if name in _SCALARS and len(flat) == 1 else flat
+    found.update(_grid(model, operator))
     return found
 
 
-def _convolution(model: Model, operator: Operator) -> dict[str, Any]:
+def _grid(model: Model, operator: Operator) -> dict[str, Any]:
+    """Scale and zero point of what an operator computes, under the names of ONNX's quantised operators."""
+    grid = model.tensors[operator.outputs[0]].quantization if operator.outputs else None
+    return {} if grid is None else {"y_scale": _few(grid.scale), "y_zero_point": _few(grid.zero_point)}
+
+
+def _few(values: np.ndarray) -> Any:
+    return values.tolist() if values.size > 1 else values.ravel()[0].item()
+
+
+def _pad(model: Model, operator: Operator, options: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"mode": "constant"}
+    if operator.code == "MIRROR_PAD":
+        found["mode"] = _pick(("reflect", "symmetric"), options["mode"])
+    pads = _small_constant(model, operator, 1)
+    if pads is not None:
+        found["pads"] = [int(value) for value in pads.T.ravel()]  # all begins, then all ends, as ONNX has them
+    value = _small_constant(model, operator, 2)
+    if value is not None and value.size == 1:
+        found["value"] = value.ravel()[0].item()
+    return found
+
+
+def _convolution(model: Model, operator: Operator, options: Mapping[str, Any]) -> dict[str, Any]:
     data, kernel = (model.tensors[index].shape for index in operator.inputs[:2])
-    if len(data) != 4 or len(kernel) != 4:
+    if len(data) != len(kernel) or len(data) not in (4, 5):
         return {}
-    if operator.code == "DEPTHWISE_CONV_2D":
-        return {"kernel_shape": list(kernel[1:3]), "group": data[3]}
-    return {"kernel_shape": list(kernel[1:3]), "group": max(1, data[3] // kernel[3]) if kernel[3] else 1}
+    sizes = list(kernel[:3] if operator.code == "CONV_3D" else kernel[1:3])
+    channels = kernel[3] if len(data) == 4 or operator.code == "CONV_3D" else 0
+    group = data[-1] if operator.code == "DEPTHWISE_CONV_2D" else max(1, data[-1] // channels) if channels else 1
+    return {"kernel_shape": sizes, "group": group, **_pads(model, operator.inputs[0], sizes, options)}
+
+
+def _pool(model: Model, operator: Operator, options: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = [int(options["filter_height"]), int(options["filter_width"])]
+    own = {"count_include_pad": 0} if operator.code == "AVERAGE_POOL_2D" else {}
+    return {**own, **_pads(model, operator.inputs[0], sizes, options)}
+
+
+def _pads(model: Model, data: int, kernel: list[int], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Explicit pads, where the file fixes the sizes from which "same" padding follows: begins, then ends."""
+    dims = model.tensors[data].dims
+    if options["padding"] == _VALID:
+        return {"pads": [0] * 2 * len(kernel)}
+    if dims is None or len(dims) != len(kernel) + 2:
+        return {}
+    totals = []
+    for size, window, axis in zip(dims[1:-1], kernel, "dhw"[-len(kernel) :]):
+        step = int(options[f"stride_{axis}"])
+        reach = (window - 1) * int(options.get(f"dilation_{axis}_factor", 1)) + 1
+        if size is None:
+            return {}
+        totals.append(max(0, (-(-size // step) - 1) * step + reach - size))
+    return {"pads": [total // 2 for total in totals] + [total - total // 2 for total in totals]}
+
+
+def _transposed(model: Model, operator: Operator, options: Mapping[str, Any]) -> dict[str, Any]:
+    """TRANSPOSE_CONV: its "same" padding is what is cut off the full result to get the shape asked for."""
+    kernel, data = (model.tensors[index] for index in operator.inputs[1:3])
+    found: dict[str, Any] = {"kernel_shape": list(kernel.shape[1:3]), "group": 1}
+    sizes = _small_constant(model, operator, 0)
+    dims = data.dims
+    if sizes is None or sizes.size != 4 or dims is None or len(dims) != 4 or None in dims[1:3]:
+        return found
+    found["output_shape"] = [int(size) for size in sizes[1:3]]
+    steps = (int(options["stride_h"]), int(options["stride_w"]))
+    full = [(size - 1) * step + window for size, step, window in zip(data.shape[1:3], steps, kernel.shape[1:3])]
+    totals = [max(0, size - int(kept)) for size, kept in zip(full, sizes[1:3])]
+    found["pads"] = [total // 2 for total in totals] + [total - total // 2 for total in totals]
+    return found
+
+
+def _slice(model: Model, operator: Operator, options: Mapping[str, Any]) -> dict[str, Any]:
+    starts, sizes = _small_constant(model, operator, 1), _small_constant(model, operator, 2)
+    if starts is None or sizes is None:
+        return {}
+    ends = [_FAR if size < 0 else int(start + size) for start, size in zip(starts.ravel(), sizes.ravel())]
+    return {"starts": starts.ravel().tolist(), "ends": ends}
+
+
+def _strided_slice(model: Model, operator: Operator, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Starts, ends and steps with the masks worked in; an axis that is dropped ends one after its start."""
+    parts = [_small_constant(model, operator, position) for position in (1, 2, 3)]
+    if any(part is None for part in parts):
+        return {}
+    found: dict[str, list[int]] = {"starts": [], "ends": [], "steps": []}
+    for axis, (start, end, step) in enumerate(zip(*(part.ravel().tolist() for part in parts if part is not None))):
+        dropped = int(options["shrink_axis_mask"]) >> axis & 1
+        if int(options["begin_mask"]) >> axis & 1:
+            start = 0 if step > 0 else _FAR
+        if dropped:
+            end = start + 1 if start != -1 else _FAR
+        elif int(options["end_mask"]) >> axis & 1:
+            end = _FAR if step > 0 else -_FAR - 1
+        for key, value in zip(found, (start, end, 1 if dropped else step)):
+            found[key].append(value)
+    return dict(found)
+
+
+def _resize(model: Model, operator: Operator, options: Mapping[str, Any]) -> dict[str, Any]:
+    nearest = operator.code == "RESIZE_NEAREST_NEIGHBOR"
+    aligned, half = bool(options["align_corners"]), bool(options["half_pixel_centers"])
+    coordinates = "align_corners" if aligned else "half_pixel" if half else "asymmetric"
+    if not nearest:
+        return {"mode": "linear", "coordinate_transformation_mode": coordinates}
+    return {
+        "mode": "nearest",
+        "coordinate_transformation_mode": "tf_half_pixel_for_nn" if half and not aligned else coordinates,
+        "nearest_mode": "round_prefer_ceil" if aligned else "floor",
+    }
+
+
+def _lrn(model: Model, operator: Operator, options: Mapping[str, Any]) -> dict[str, Any]:
+    size = 2 * int(options["radius"]) + 1  # ONNX divides alpha by the window's size and TFLite does not
+    return {"size": size, "alpha": float(options["alpha"]) * size}
+
+
+_FAR = 2**31 - 1
+"""An end beyond every axis."""
+_COMPUTED: dict[str, Callable[[Model, Operator, Mapping[str, Any]], dict[str, Any]]] = {
+    "PAD": _pad,
+    "PADV2": _pad,
+    "MIRROR_PAD": _pad,
+    "CONV_2D": _convolution,
+    "CONV_3D": _convolution,
+    "DEPTHWISE_CONV_2D": _convolution,
+    "AVERAGE_POOL_2D": _pool,
+    "MAX_POOL_2D": _pool,
+    "L2_POOL_2D": _pool,
+    "TRANSPOSE_CONV": _transposed,
+    "SLICE": _slice,
+    "STRIDED_SLICE": _strided_slice,
+    "RESIZE_BILINEAR": _resize,
+    "RESIZE_NEAREST_NEIGHBOR": _resize,
+    "LOCAL_RESPONSE_NORMALIZATION": _lrn,
+    "CAST": lambda model, operator, options: {"to": model.tensors[operator.outputs[0]].dtype},
+    "GELU": lambda model, operator, options: {"approximate": "tanh" if options["approximate"] else "none"},
+    "SPLIT": lambda model, operator, options: {"num_outputs": len(operator.outputs)},
+}
+"""Operator -> what it is called with in ONNX, from its options (in the schema's spelling) and operands."""
+_FIXED: dict[str, dict[str, Any]] = {
+    "RELU6": {"min": 0.0, "max": 6.0},
+    "RELU_N1_TO_1": {"min": -1.0, "max": 1.0},
+    "RELU_0_TO_1": {"min": 0.0, "max": 1.0},
+    "ELU": {"alpha": 1.0},
+    "SOFTMAX": {"axis": -1},
+    "LOG_SOFTMAX": {"axis": -1},
+    "L2_NORMALIZATION": {"axis": -1, "p": 2},
+    "FULLY_CONNECTED": {"transB": 1},
+    "EMBEDDING_LOOKUP": {"axis": 0},
+    "ARG_MAX": {"keepdims": 0},
+    "ARG_MIN": {"keepdims": 0},
+}
+"""Operator -> what TFLite leaves unsaid because it has no choice."""
 
 
 def _small_constant(model: Model, operator: Operator, position: int) -> np.ndarray | None:

@@ -30,7 +30,7 @@ from trueport.frameworks._tflite_session import (
 )
 
 if TYPE_CHECKING:
-    from trueport.frameworks._tflite_model import Model, Tensor
+    from trueport.frameworks._tflite_model import Model, Operator, Tensor
 
 NAME = "tflite"
 FORMATS = {"tflite": "litert"}
@@ -230,9 +230,10 @@ def _rows(model: Model, arrays: Arrays) -> Iterator[dict[int, np.ndarray]]:
 
 
 def names(path: str, *, trust: bool) -> list[str]:
-    """Names of all values that operators of the main graph write, in execution order."""
+    """Names of all values that the nodes of `graph` write, in execution order."""
     model = _open(path)
-    return [model.tensors[index].name for index in _traceable(model)]
+    widened = _widened(model)
+    return [model.tensors[index].name for index in _traceable(model) if index not in widened]
 
 
 def _traceable(model: Model) -> list[int]:
@@ -341,37 +342,67 @@ def _on_grid(tensor: Tensor, values: np.ndarray) -> np.ndarray:
 
 
 def graph(path: str, *, trust: bool) -> GraphDict:
-    """Return the operators of the main graph; operands of WHILE and IF are explicit in the format, absent operands are left out.
+    """Return the operators of the main graph; operands of WHILE and IF are explicit in the format.
 
-    A state tensor counts as a constant: every run starts from the same initial value.
+    An absent operand before a given one is "". A constant that only passes a DEQUANTIZE (float16 weights) is shown as the
+    operand itself, without that operator. A state tensor counts as a constant: every run starts from the same value.
     """
     from trueport.frameworks._tflite_ops import ONNX_NAMES, attributes
 
     model = _open(path)
     tensors = model.tensors
+    widened = _widened(model)
     return {
         "nodes": [
             {
                 "name": f"{operator.number}:{tensors[operator.outputs[0]].raw_name if operator.outputs else ''}",
                 "op": ONNX_NAMES.get(operator.code, operator.code),
                 "native_op": operator.code,
-                "inputs": [tensors[index].name for index in operator.inputs if index >= 0],
+                "inputs": _operands(model, operator, widened),
                 "outputs": [tensors[index].name for index in operator.outputs if index >= 0],
                 "attributes": attributes(model, operator),
             }
             for operator in model.operators
+            if widened.keys().isdisjoint(operator.outputs)
         ],
         "inputs": [tensors[index].name for index in model.inputs],
         "outputs": [tensors[index].name for index in model.outputs],
-        "constants": {
-            tensor.name: {
-                "dtype": tensor.dtype if tensor.quantization is None else "float32",
-                "shape": list(tensor.shape),
-            }
-            for tensor in tensors
-            if tensor.constant or tensor.variable
-        },
+        "constants": {tensor.name: _constant_facts(tensor) for tensor in tensors if tensor.constant or tensor.variable},
     }
+
+
+def _widened(model: Model) -> dict[int, int]:
+    """Tensor that a DEQUANTIZE makes of a constant -> that constant; not where the tensor is an output."""
+    return {
+        operator.outputs[0]: operator.inputs[0]
+        for operator in model.operators
+        if operator.code == "DEQUANTIZE"
+        and model.tensors[operator.inputs[0]].constant
+        and operator.outputs[0] not in model.outputs
+    }
+
+
+def _operands(model: Model, operator: Operator, widened: Mapping[int, int]) -> list[str]:
+    names = ["" if index < 0 else model.tensors[widened.get(index, index)].name for index in operator.inputs]
+    while names and not names[-1]:
+        names.pop()
+    return names
+
+
+def _constant_facts(tensor: Tensor) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "dtype": tensor.dtype if tensor.quantization is None else "float32",
+        "shape": list(tensor.shape),
+    }
+    if tensor.quantization is not None:
+        scale, zero_point, axis = tensor.quantization
+        facts["quantization"] = {
+            "scale": scale.tolist(),
+            "zero_point": zero_point.tolist(),
+            "axis": axis,
+            "dtype": tensor.dtype,
+        }
+    return facts
 
 
 def parameters(path: str, emit: Emit, *, trust: bool) -> dict[str, Any]:
