@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from trueport import tracing
+from trueport.artifact import Artifact
+from trueport.diagnosis import runtime
+from trueport.diagnosis.types import Cause
+from trueport.feeds import Case
 from trueport.frameworks import fake
+from trueport.outcome import Failure, Ok
+from trueport.session import Session
 
 RUNS = 4
 
@@ -96,3 +104,163 @@ def test_wrong_kernels_are_wrong_by_default_alone_and_wrong_fusions_only_where_n
     np.testing.assert_array_equal(fused["scores"], whole["scores"] + 1)
     run = fake.run(str(path), {"data": feed()}, precision="float32", variant="default", trust=False)["data"]
     assert not np.allclose(run["scores"], whole["scores"])
+
+
+# -- how far apart ------------------------------------------------------------------------------------------------------
+
+
+def test_deviation_is_in_units_of_what_varies_over_the_runs():
+    right = np.float32([[0, 10], [2, 10], [4, 10]])  # varies by rms sqrt(8/6) about its mean
+    assert runtime.deviation(right, right) == 0
+    assert runtime.deviation(right, right + 3) == pytest.approx(3 / math.sqrt(8 / 6))
+
+
+def test_deviation_of_values_that_hardly_vary_is_in_units_of_their_size():
+    right = np.full((3, 4), 100.0)
+    assert runtime.deviation(right, right + 1) == pytest.approx(1.0)
+    assert runtime.deviation(right[:1], right[:1] + 1e-6) == pytest.approx(1e-6)
+    assert runtime.deviation(right * 0, right * 0 + 2) == 2.0
+
+
+def test_deviation_of_other_shapes_other_infinities_text_and_nothing():
+    right = np.float32([[1, np.inf], [2, np.nan]])
+    assert runtime.deviation(right, right) == 0
+    assert runtime.deviation(right, -right) == math.inf
+    assert runtime.deviation(right, np.nan_to_num(right)) == math.inf
+    assert runtime.deviation(np.zeros((2, 3)), np.full((2, 3), np.nan)) == math.inf
+    assert runtime.deviation(right, right[:, :1]) == math.inf
+    assert math.isnan(runtime.deviation(np.array(["a"]), np.array(["a"])))
+    assert runtime.deviation(np.zeros((2, 0)), np.zeros((2, 0))) == 0
+    assert runtime.deviation(np.array([[True], [False]]), np.array([[True], [True]])) > 1
+
+
+# -- searching ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def session():
+    with Session() as session:
+        yield session
+
+
+@pytest.fixture
+def traced(session, save):
+    """traced(faults) -> the traced model, and the outputs of its plain run."""
+    opened = []
+
+    def make(**faults):
+        artifact = Artifact.open(save(faults=faults))
+        made = tracing.trace(session, artifact, feed())
+        assert isinstance(made, Ok), made
+        opened.append(made.value)
+        ran = session.run(artifact, [Case(name="data", kind="data", inputs=feed())])
+        assert isinstance(ran, Ok), ran
+        return made.value, ran.value.runs["data"]
+
+    yield make
+    for item in opened:
+        item.close()
+
+
+def bad(*behaviours: str) -> dict[str, list[str]]:
+    return {"run": list(behaviours), "replay": list(behaviours)}
+
+
+def test_a_right_runtime_is_not_blamed_and_showing_values_does_nothing(traced):
+    target, plain = traced()
+    effect = runtime.observer_effect(target, plain)
+    assert set(effect.plain) == {"scores", "chances"}
+    assert (effect.differing, effect.exposed, effect.kernels, effect.note, effect.exposure) == ((), (), (), "", {})
+    assert runtime.find(target, plain) == ()
+
+
+@pytest.mark.parametrize(
+    ("node", "value"),
+    [
+        ("MatMul_product_1", "product_1"),
+        ("Add_affine_1", "affine_1"),
+        ("Relu_hidden", "hidden"),
+        ("MatMul_product_2", "product_2"),
+        ("Add_scores", "scores"),
+        ("Softmax_chances", "chances"),
+    ],
+)
+def test_a_kernel_that_is_wrong_by_default_alone_is_named_wherever_it_stands(traced, node, value):
+    target, plain = traced(**bad(f"wrong-kernel:{node}"))
+    [(finding, evidence)] = runtime.find(target, plain)
+    assert (finding.kind, finding.target, finding.region) == ("runtime", value, (node,))
+    assert finding.confirmed
+    assert finding.causal == pytest.approx(1.0, abs=1e-4)
+    assert finding.local == pytest.approx(runtime.deviation(target.values[value], target.values[value] + 1), rel=1e-3)
+    assert (evidence.node, evidence.cause) == (node, Cause.RUNTIME)
+    assert "right in the variants reversed-sum" in evidence.what
+    assert evidence.source_value.startswith("kernels 'reversed-sum': ")
+    assert evidence.target_value.startswith("kernels 'default': ")
+
+
+def test_a_wrong_fusion_takes_both_its_nodes_and_not_those_around(traced):
+    target, plain = traced(**bad("wrong-fusion:Add_scores"))
+    [(finding, evidence)] = runtime.find(target, plain)
+    assert finding.region == ("MatMul_product_2", "Add_scores")
+    assert evidence.node == "Add_scores"
+    assert finding.confirmed
+
+
+def test_two_wrong_kernels_are_both_found_in_the_order_of_computation(traced):
+    target, plain = traced(**bad("wrong-kernel:Add_affine_1", "wrong-fusion:Softmax_chances"))
+    found = runtime.find(target, plain)
+    assert [evidence.node for _, evidence in found] == ["Add_affine_1", "Softmax_chances"]
+    assert all(finding.confirmed for finding, _ in found)
+
+
+def test_the_search_stops_at_its_deadline_and_where_the_model_cannot_be_cut(traced):
+    target, plain = traced(**bad("wrong-kernel:Relu_hidden"))
+    assert runtime.find(target, plain, seconds=0.0) == ()
+    target, plain = traced(run=["wrong-kernel:Relu_hidden"], replay=["unsupported"])
+    assert runtime.find(target, plain) == ()
+
+
+def test_a_difference_within_the_tolerance_is_nobodys_fault(traced):
+    target, plain = traced(**bad("wrong-kernel:Relu_hidden"))
+    assert runtime.find(target, plain, tolerance=1e6) == ()
+    assert runtime.observer_effect(target, plain, tolerance=1e6).note == ""
+
+
+# -- the observer's effect ----------------------------------------------------------------------------------------------
+
+
+def test_an_output_that_changes_because_values_are_shown_is_told(traced):
+    target, plain = traced(trace=["perturb:10"])
+    effect = runtime.observer_effect(target, plain)
+    assert set(effect.exposed) == {"scores", "chances"}
+    assert effect.kernels == ()
+    assert "showing the values in between changes it" in effect.note
+
+
+def test_an_output_that_other_kernels_compute_otherwise_is_no_effect_of_showing(traced):
+    target, plain = traced(**bad("wrong-kernel:Softmax_chances"))
+    effect = runtime.observer_effect(target, plain)
+    assert (effect.differing, effect.kernels, effect.exposed) == (("chances",), ("chances",), ())
+    assert effect.exposure == {"chances": 0.0}
+    assert "otherwise than the default ones" in effect.note
+
+
+def test_where_the_model_cannot_be_cut_it_is_said_that_nothing_can_be_told(traced):
+    target, plain = traced(run=["wrong-kernel:Softmax_chances"], replay=["unsupported"])
+    effect = runtime.observer_effect(target, plain)
+    assert (effect.differing, effect.kernels, effect.exposed) == (("chances",), (), ())
+    assert "cannot be told apart" in effect.note
+
+
+def test_coarser_number_formats_allow_more_noise(traced):
+    target, _ = traced()
+    assert runtime.noise(target) == runtime.NOISE
+    target.values["half"] = np.zeros((RUNS, 2), np.float16)
+    assert runtime.noise(target) == runtime.NOISE_HALF
+    target.graph.constants["w1"]["dtype"] = "int8"
+    assert runtime.noise(target) == runtime.NOISE_GRID
+
+
+def test_a_failure_of_the_trace_is_not_hidden(session, save):
+    made = tracing.trace(session, Artifact.open(save(faults={"trace": ["raise"]})), feed())
+    assert isinstance(made, Failure)

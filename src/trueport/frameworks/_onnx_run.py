@@ -43,6 +43,13 @@ MAX_DISAGREEMENT = 0.05
 float32 noise of the deepest nets seen is 1e-3, the wrong kernels found gave 0.5 and more."""
 
 
+WITHOUT = "without:"
+"""Before the name of an optimiser pass: the default variant without that pass."""
+
+LEVELS = {"level:basic": "ORT_ENABLE_BASIC", "level:extended": "ORT_ENABLE_EXTENDED"}
+"""Variants with less optimisation than the default -> ONNX Runtime's name of the level."""
+
+
 class Runner(NamedTuple):
     """A loaded model. `call` takes one run's inputs by name and returns the outputs in order."""
 
@@ -61,16 +68,21 @@ def options(variant: str) -> Any:
     made.inter_op_num_threads = 1
     # Spinning doubled the processor time, and on shared cores the wall time as well.
     made.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    level = onnxruntime.GraphOptimizationLevel
-    made.graph_optimization_level = level.ORT_DISABLE_ALL if variant == "no-optimization" else level.ORT_ENABLE_ALL
+    level = {"no-optimization": "ORT_DISABLE_ALL", **LEVELS}.get(variant, "ORT_ENABLE_ALL")
+    made.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     return made
 
 
-def session(path: str, variant: str, *, model: Any = None) -> Any:
-    """Load a file, or a changed `model` whose external data lie beside `path`. Raises BadModel or Unsupported."""
+def session(path: str, variant: str, *, model: Any = None, severity: int = 4) -> Any:
+    """Load a file, or a changed `model` whose external data lie beside `path`. Raises BadModel or Unsupported.
+
+    severity: the least that ONNX Runtime writes of (1: what the optimiser does, 4: nothing that it survives).
+    """
     import onnxruntime
 
     made = options(variant)
+    made.log_severity_level = severity
+    disabled = [variant[len(WITHOUT) :]] if variant.startswith(WITHOUT) else None
     source: str | bytes = path
     if model is not None:
         made.add_session_config_entry(
@@ -78,7 +90,9 @@ def session(path: str, variant: str, *, model: Any = None) -> Any:
         )
         source = _serialised(model, path)
     try:
-        return onnxruntime.InferenceSession(source, made, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            source, made, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
     except Exception as error:
         raise _refusal(error, path) from error
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from trueport.frameworks import _onnx_file, _onnx_precision, _onnx_replay, _onnx_run, _onnx_trace
+from trueport.frameworks import _onnx_file, _onnx_passes, _onnx_precision, _onnx_replay, _onnx_run, _onnx_trace
 from trueport.frameworks._base import Arrays, Emit, GraphDict, NodeDict, RunResult, SignatureDict, SpecDict, Unsupported
 
 NAME = "onnx"
@@ -274,6 +274,14 @@ def replay(
     shapes that differ between runs. `variant` "" runs without optimisation, as `trace` does.
     """
     return _onnx_replay.replay(path, inputs, given, wanted, emit, variant=variant, budget=budget)
+
+
+def passes(path: str, given: Mapping[str, Sequence[int]], wanted: str, *, trust: bool) -> dict[str, list[str]]:
+    """List variants for `replay` that tell which optimiser pass is wrong: {"levels": [..], "passes": ["without:NAME"]}.
+
+    given: name -> shape of one run of the values that are put in; wanted: the value that the default variant gets wrong.
+    """
+    return _onnx_passes.candidates(path, given, wanted)
 
 
 def graph(path: str, *, trust: bool) -> GraphDict:
