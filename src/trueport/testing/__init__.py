@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trueport.testing.plant import Planted, fault_kinds, plant
+    from trueport.testing.planter import Planted, fault_kinds, plant
 
 __all__ = ["Planted", "fault_kinds", "plant"]
 
@@ -21,6 +21,6 @@ __all__ = ["Planted", "fault_kinds", "plant"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module("trueport.testing.plant"), name)
+    value = getattr(import_module("trueport.testing.planter"), name)
     globals()[name] = value
     return value

@@ -105,8 +105,8 @@ def turned(edit: Editor, place: Place) -> dict[str, Any]:
 def flipped(edit: Editor, place: Place) -> dict[str, Any]:
     """Turn the kernel round along all its axes: correlation for convolution."""
     old = edit.operand(*place)
-    if old.ndim < 3 or max(old.shape[2:]) < 2:
-        raise SkipPlace("the kernel has one tap")
+    if place[0].op_type not in ("Conv", "ConvTranspose") or max(old.shape[2:]) < 2:
+        raise SkipPlace("no kernel of several taps")
     return changed(edit, place, np.flip(old, tuple(range(2, old.ndim))), "kernel flipped")
 
 

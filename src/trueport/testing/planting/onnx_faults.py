@@ -15,6 +15,8 @@ from trueport.testing.planting._onnx_edit import Editor, Fault, SkipPlace
 FAULTS: dict[str, Fault] = {**_onnx_parameters.FAULTS, **_onnx_attributes.FAULTS, **_onnx_structure.FAULTS}
 TRIES = 12
 """Places that are tried before a kind is given up: most kinds fit everywhere or nowhere."""
+DRAWS = 4
+"""Least number of tries: at one and the same place other noise, or another mode, may do."""
 
 
 def kinds(path: str) -> dict[str, int]:
@@ -38,10 +40,10 @@ def plant(path: str, out: str, kind: str, seed: int) -> dict[str, Any]:
         return {"skipped": f"the model has no place for '{kind}'"}
     why = ""
     expected = _answers(path)
-    for index in order[:TRIES]:
-        edit = Editor(path, seed)
+    for attempt in range(min(TRIES, max(len(order), DRAWS))):
+        edit = Editor(path, seed + 1000 * attempt)
         try:
-            facts = fault.change(edit, fault.places(edit)[int(index)])
+            facts = fault.change(edit, fault.places(edit)[int(order[attempt % len(order)])])
         except SkipPlace as error:
             why = why or str(error)
             continue

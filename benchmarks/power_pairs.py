@@ -1,0 +1,142 @@
+"""The pairs of the power table: which models, which clean twin is the source, which one gets the fault.
+
+A pair is written as two routes from one zoo model; "" is the model itself. So the source may be any clean twin, also one
+that shares no name with the target.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trueport import api
+from trueport.artifact import Artifact
+from trueport.errors import TrueportError
+from trueport.outcome import Failure, Stage
+from trueport.routes import steps
+from trueport.session import Session, framework_of
+
+ROOT = Path(__file__).resolve().parents[1]
+
+ZOOS = {
+    "keras": ("keras", "tensorflow", ("architectures_keras", "keras_models")),
+    "torch": ("pytorch", "torch", ("architectures_torch", "torch_models")),
+}
+"""Zoo -> format, toolchain, modules with `save(kind, folder, seed)`, the wider one first."""
+FOLDERS = {
+    "architectures_keras": ROOT / "tests" / "power",
+    "architectures_torch": ROOT / "tests" / "power",
+    "keras_models": ROOT / "tests" / "frameworks",
+    "torch_models": ROOT / "tests" / "frameworks",
+}
+SMALL = {
+    "keras_models": ("residual", "depthwise", "lstm", "gru", "transformer", "multi"),
+    "torch_models": ("residual", "depthwise", "lstm", "gru", "encoder", "mixed"),
+}
+"""Models of the small zoos; the wide ones tell theirs through `kinds()`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Where source and target come from. names: whether nodes and values keep names from one to the other."""
+
+    name: str
+    zoo: str
+    source: str
+    target: str
+    names: bool
+
+
+PAIRS = (
+    Pair(name="keras → onnx", zoo="keras", source="", target="tf2onnx-keras", names=True),
+    Pair(name="keras → tflite", zoo="keras", source="", target="tflite-keras", names=True),
+    Pair(name="savedmodel → onnx", zoo="keras", source="keras-savedmodel", target="tf2onnx-keras", names=True),
+    Pair(name="savedmodel → tflite", zoo="keras", source="keras-savedmodel", target="tflite-keras", names=False),
+    Pair(name="savedmodel → keras", zoo="keras", source="keras-savedmodel", target="", names=True),
+    Pair(name="torch → onnx, dynamo", zoo="torch", source="", target="torch-dynamo", names=True),
+    Pair(name="torch → onnx, torchscript", zoo="torch", source="", target="torch-torchscript", names=False),
+    Pair(name="torch → tflite", zoo="torch", source="", target="litert-torch", names=False),
+    Pair(name="onnx → torch", zoo="torch", source="torch-dynamo", target="torch-dynamo,onnx2torch", names=True),
+    Pair(name="onnx → torch, original", zoo="torch", source="torch-dynamo", target="", names=True),
+    Pair(
+        name="keras → onnx, made by torch",
+        zoo="keras",
+        source="",
+        target="tf2onnx-keras,onnx2torch,torch-dynamo",
+        names=False,
+    ),
+    Pair(name="tflite → onnx", zoo="keras", source="tflite-keras", target="tf2onnx-keras", names=False),
+    Pair(name="onnx → tflite", zoo="keras", source="tf2onnx-keras", target="tflite-keras", names=False),
+)
+
+
+@dataclass(slots=True)
+class Workshop:
+    """Builds zoo models and converts them, each once; what a folder holds from an earlier run is taken as it is."""
+
+    session: Session
+    folder: Path
+
+    def models(self, zoo: str) -> list[tuple[str, str]]:
+        """(module, kind) of every model of a zoo: the wide one, else the small one."""
+        _, toolchain, modules = ZOOS[zoo]
+        for module in modules:
+            if not (FOLDERS[module] / f"{module}.py").exists():
+                continue
+            kinds = SMALL.get(module) or self._call(toolchain, module, "kinds", {})
+            return [(module, str(kind)) for kind in kinds]
+        return []
+
+    def model(self, zoo: str, module: str, kind: str, route: str) -> Artifact | str:
+        """The model after a route; a text when a step does not do it: why."""
+        source_format, toolchain, _ = ZOOS[zoo]
+        home = self.folder / f"{zoo}-{module}-{kind}"
+        home.mkdir(parents=True, exist_ok=True)
+        made = next(iter(home.glob("source.*")), None)
+        if made is None:
+            built = self._call(toolchain, module, "save", {"kind": kind, "folder": str(home), "seed": 0})
+            path = Path(built if isinstance(built, str) else built[source_format])
+            made = path.rename(home / f"source{path.suffix}")
+        if not route:
+            return Artifact.open(made)
+        return self._converted(Artifact.open(made), route, home)
+
+    def _converted(self, source: Artifact, route: str, home: Path) -> Artifact | str:
+        target_format = steps()[route.rpartition(",")[2]].target_format
+        stem = route.replace(",", "+")
+        out = home / f"{stem}{framework_of(target_format).SUFFIXES[target_format]}"
+        failed, declared = home / f"{stem}.failed", home / f"{stem}.json"
+        if failed.exists():
+            return failed.read_text(encoding="utf-8")
+        if not declared.exists():
+            try:
+                done = api.convert(source, to=target_format, out=out, route=route, check=False, session=self.session)
+            except TrueportError as error:
+                return _remembered(failed, str(error))
+            made = done.attempts[0].output
+            if made is None:
+                why = done.attempts[0].failure
+                return _remembered(failed, "no result" if why is None else f"{why.kind}: {why.message}")
+            kept = {name: made.made_by[name] for name in ("names", "layout") if name in made.made_by}
+            declared.write_text(json.dumps(kept), encoding="utf-8")
+        return Artifact.open(out, format=target_format, made_by=json.loads(declared.read_text(encoding="utf-8")))
+
+    def _call(self, toolchain: str, module: str, function: str, arguments: dict[str, Any]) -> Any:
+        environment = self.session.environment(toolchain)
+        if isinstance(environment, Failure):
+            raise TrueportError(environment.message)
+        outcome = self.session.pool.call(
+            environment.value.python, module, function, arguments, stage=Stage.LOAD, paths=[str(FOLDERS[module])]
+        )
+        if isinstance(outcome, Failure):
+            raise TrueportError(f"{module}.{function}: {outcome.message}")
+        return outcome.value.value
+
+
+def _remembered(path: Path, why: str) -> str:
+    """Keep why a conversion failed, so that the next run does not try it again."""
+    text = why.strip().splitlines()[0][:300] if why.strip() else "no reason given"
+    path.write_text(text, encoding="utf-8")
+    return text
