@@ -102,7 +102,7 @@ class Program:
         self.targets: dict[str, str] = {}  # placeholder name -> the module's name of it
         self._read_inputs()
         self.specs = [_spec(node.name, node.meta.get("val")) for node in self.inputs]
-        self.mutates = any(_is_mutable(node) for node in self.nodes)
+        self.mutates = any(is_mutable(node) for node in self.nodes)
         self.outputs = self._read_outputs()
         self.aliases = self._read_aliases()
         self._output_names = self._name_outputs()
@@ -214,7 +214,7 @@ class Program:
         """Whether an operator writes into a stored tensor, itself or a view of it."""
         if self.exported.graph_signature.buffers_to_mutate:
             return True
-        for node in filter(_is_mutable, self.nodes):
+        for node in filter(is_mutable, self.nodes):
             for argument, value in zip(node.target._schema.arguments, node.args):
                 if argument.alias_info is not None and argument.alias_info.is_write:
                     while getattr(value, "op", "") == "call_function" and native_name(value) in TRANSPARENT - COPYING:
@@ -297,11 +297,12 @@ class Program:
                     demand_double(node, value)
                 return hook(node, value) if hook is not None and node.op in ("placeholder", "call_function") else value
 
-        arguments = [self._argument(node, row, double) for node in self.nodes if node.op == "placeholder"]
+        arguments = [self.argument(node, row, double) for node in self.nodes if node.op == "placeholder"]
         flat = Walk(self.module).run(*arguments, enable_io_processing=False)
         return [flat[index] for index, _ in self.outputs]
 
-    def _argument(self, node: Any, row: Mapping[str, np.ndarray], double: bool) -> Any:
+    def argument(self, node: Any, row: Mapping[str, np.ndarray], double: bool = False) -> Any:
+        """What a placeholder stands for in one run: a stored tensor, a fixed number, or a fresh copy of an input."""
         import torch
 
         if node.name in self.constants:
@@ -361,7 +362,8 @@ class Program:
             self.nodes = list(self.module.graph.nodes)
 
 
-def _is_mutable(node: Any) -> bool:
+def is_mutable(node: Any) -> bool:
+    """Whether an operator writes into one of its operands."""
     schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
     return bool(schema is not None and schema.is_mutable)
 

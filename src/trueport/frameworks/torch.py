@@ -17,7 +17,7 @@ from trueport.frameworks import _torch_archive
 from trueport.frameworks._base import Arrays, BadModel, Emit, GraphDict, RunResult, SignatureDict, Unsupported
 from trueport.frameworks._torch_archive import checkpoint_kind
 from trueport.frameworks._torch_factory import materialise
-from trueport.frameworks._torch_values import PRECISIONS, VARIANTS, check_feeds, collect, settings, to_numpy
+from trueport.frameworks._torch_values import PRECISIONS, VARIANTS, check_feeds, collect, settings, stand_in, to_numpy
 
 __all__ = [
     "FORMATS",
@@ -31,6 +31,7 @@ __all__ = [
     "materialise",
     "names",
     "parameters",
+    "replay",
     "run",
     "signature",
     "sniff",
@@ -197,10 +198,9 @@ def _record(model: Any, row: Mapping[str, np.ndarray], keep: set[str] | None) ->
     def take(name: str, value: Any) -> None:
         if not isinstance(value, torch.Tensor) or (keep is not None and name not in keep):
             return
-        if keep is not None:
-            found[name] = to_numpy(value)  # type: ignore[assignment]
-        else:
-            found[name] = np.broadcast_to(np.zeros((), dtype=f"V{value.element_size()}"), tuple(value.shape))
+        array = to_numpy(value) if keep is not None else stand_in(value)
+        if array is not None:
+            found[name] = array
 
     def hook(node: Any, value: Any) -> Any:
         if node.op == "call_function" and node not in model.aliases:
@@ -242,6 +242,43 @@ def _windows(rows: Sequence[Any], wanted: list[str], emit: Emit, budget: int, re
             else:
                 skipped[name] = "its shape differs from run to run"
     return {"windows": len(windows), "skipped": skipped}
+
+
+def replay(
+    path: str,
+    inputs: Arrays,
+    given: Arrays,
+    wanted: Sequence[str],
+    emit: Emit,
+    *,
+    variant: str,
+    budget: int,
+    trust: bool,
+    granularity: str = "native",
+) -> dict[str, Any]:
+    """Run with the values in `given` put in; see the contract. A value whose operator fails on them is skipped.
+
+    Raises Unsupported for TorchScript, ValueError for a name that is no value and for an input that is missing.
+    """
+    from trueport.frameworks._torch_replay import Cut, rows_of
+
+    model = _seen(path, trust, granularity)
+    if _is_script(model):
+        raise Unsupported("the values inside a TorchScript model cannot be reached; give the exported program (.pt2)")
+    cut = Cut(model, list(given), wanted)
+    read = [spec["name"] for spec in cut.inputs]
+    runs = rows_of(inputs, given, read)
+    fed = {name: inputs[name] for name in read}
+    check_feeds(cut.inputs, fed, {})
+    rows = [({n: a[i] for n, a in fed.items()}, {n: a[i] for n, a in given.items()}) for i in range(runs)]
+
+    def record(row: tuple[Arrays, Arrays], keep: set[str] | None) -> dict[str, np.ndarray]:
+        return cut.run(*row, keep)
+
+    with settings(variant or VARIANTS[0]):
+        reply = _windows(rows, list(wanted), emit, budget, record)
+    why = next(iter(cut.failed.values()), "")
+    return {"skipped": {name: why if why and name in cut.wanted else text for name, text in reply["skipped"].items()}}
 
 
 def graph(path: str, *, trust: bool, granularity: str = "native") -> GraphDict:
