@@ -252,13 +252,24 @@ def test_where_the_model_cannot_be_cut_it_is_said_that_nothing_can_be_told(trace
     assert "cannot be told apart" in effect.note
 
 
-def test_coarser_number_formats_allow_more_noise(traced):
-    target, _ = traced()
-    assert runtime.noise(target) == runtime.NOISE
-    target.values["half"] = np.zeros((RUNS, 2), np.float16)
-    assert runtime.noise(target) == runtime.NOISE_HALF
-    target.graph.constants["w1"]["dtype"] = "int8"
-    assert runtime.noise(target) == runtime.NOISE_GRID
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8", "something-new"])
+def test_the_declared_precision_tells_how_much_noise_there_may_be(session, save, precision):
+    made = tracing.trace(session, Artifact.open(save(precision=precision)), feed())
+    assert isinstance(made, Ok)
+    assert runtime.precision(made.value) == precision
+    assert runtime.noise(made.value) == {"float16": 1e-2, "int8": 0.3}.get(precision, 1e-3)
+    made.value.close()
+
+
+def test_jitter_is_of_the_size_of_rounding():
+    values = np.random.default_rng(0).normal(5, 1, (3, 400)).astype(np.float32)
+    moved = runtime.jittered(values, "float32") - values
+    assert 2e-6 < np.sqrt(np.mean(np.square(moved.astype(np.float64)))) < 1e-5
+    grid = (np.arange(-128, 127).reshape(1, -1) * np.float32(0.25)).astype(np.float32)
+    steps = np.abs(runtime.jittered(grid, "int8") - grid)
+    assert 0.2 < steps.max() <= 0.25
+    assert runtime.jittered(np.arange(4), "int8").tolist() == [0, 1, 2, 3]
+    assert runtime.jittered(np.full((1, 3), np.nan), "float32").shape == (1, 3)
 
 
 def test_a_failure_of_the_trace_is_not_hidden(session, save):

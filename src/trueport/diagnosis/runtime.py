@@ -22,14 +22,15 @@ from trueport.session import framework_of
 from trueport.tracing import Traced
 from trueport.worker.pool import Reply
 
-NOISE = 1e-3
-"""Deviation that another kernel set explains in float32. Largest between right kernels on clean networks: 7e-4 (ResNet-101
-with random weights; MobileNetV2 3e-5, small ones 4e-6). A kernel or pass that is wrong gives 0.05 and more."""
-NOISE_HALF = 1e-2
-"""The same where values are stored as float16: clean networks with float16 weights showed 4e-3."""
-NOISE_GRID = 0.3
-"""The same where values lie on an integer grid: LiteRT's kernel sets differ by 7 % of the output's range, and clean
-int8 networks by up to 0.29 of the part that depends on the input."""
+NOISE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 0.1, "int8": 0.3, "int8-dynamic": 0.3}
+"""Declared precision -> deviation of an output that another kernel set explains. Largest between right kernels on clean
+networks: float32 7e-4 (ResNet-101 with random weights; MobileNetV2 3e-5, small ones 4e-6), float16 4e-3, int8 0.29;
+bfloat16 has 8 times the rounding of float16. A kernel or pass that is wrong gives 0.05 and more in float32."""
+JITTER = {"float32": 1e-6, "float16": 5e-4, "bfloat16": 4e-3}
+"""Declared precision -> rounding of one operator, relative to the size of its values: 8 units in the last place of
+float32, where sums are long, and half a unit of the others. On an integer grid it is one step of the grid."""
+BEYOND = 8.0
+"""A kernel is wrong when it is off by so many times what rounding its inputs does to the right kernel."""
 HEALED = 0.02
 """Share of the error that may stay when a fault is healed, as in the causal test of localisation."""
 DEPTH = 6
@@ -65,7 +66,7 @@ class ObserverEffect:
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        """Outputs that the tracing kernels and the default ones compute differently: one of them is wrong."""
+        """Outputs that the tracing kernels and the default ones compute differently, by rounding or by a fault (`find`)."""
         return tuple(name for name in self.differing if self.exposure.get(name, math.inf) <= self.tolerance)
 
     @property
@@ -113,33 +114,53 @@ def find(
     """Name the operators that the default runtime computes wrongly, in a model whose traced values are right.
 
     plain: the outputs of a default run with nothing shown, name -> [R, *shape]. The traced values are taken as right:
-    call this only where they agree with the source and the plain ones do not. One pair per fault, in execution order
-    of discovery; none where the plain outputs agree with the traced ones, or the model cannot be cut.
+    call this only where they agree with the source and the plain ones do not. One pair per fault, as they were found; none where the plain outputs agree with the traced ones, or the model cannot be cut.
     """
     limit = noise(target) if tolerance is None else tolerance
     wrong = [name for name, array in plain.items() if name in target.values]
     wrong = [name for name in wrong if deviation(target.values[name], plain[name]) > limit]
     search = _Search(target, limit, time.monotonic() + seconds)
-    found: list[tuple[Finding, Evidence]] = []
+    found: dict[str, str] = {}  # the value -> the output that led to it
     while wrong and len(found) < FAULTS:
         place = search.first_wrong(wrong[0])
-        if place is None:
-            wrong = wrong[1:]  # wrong only in the whole model, or not to be cut there
+        if place is None or not search.proven(place):
+            wrong = wrong[1:]  # wrong only in the whole model, not to be cut there, or no more than rounding
             continue
-        found.append(search.explain(place, wrong[0]))
-        search.healed.append(place)
+        found[place] = wrong[0]
+        search.healed = list(found)
         wrong = [name for name in wrong if name != place and search.wrong(name)]
-    return tuple(found)
+    return tuple(search.explain(place, output, found) for place, output in found.items())
 
 
 def noise(target: Traced) -> float:
-    """Deviation between kernel sets that the model's number formats explain."""
-    stored = {str(facts.get("dtype")) for facts in target.graph.constants.values()}
-    operators = {node.op for node in target.graph.nodes}
-    if stored & {"int8", "uint8"} or any("Quantize" in name or "QLinear" in name for name in operators):
-        return NOISE_GRID
-    halves = "float16" in stored or any(array.dtype == np.float16 for array in target.values.values())
-    return NOISE_HALF if halves else NOISE
+    """Deviation between kernel sets that the precision which the model declares explains."""
+    return NOISE.get(precision(target), NOISE["float32"])
+
+
+def precision(target: Traced) -> str:
+    """The precision that the model's file declares; "float32" where it says nothing."""
+    signature = target.session.signature(target.artifact)
+    if isinstance(signature, Failure):
+        return "float32"
+    return str(signature.value.meta.get("precision", "float32"))
+
+
+def jittered(array: np.ndarray, precision: str) -> np.ndarray:
+    """A copy of a value [R, *shape] with as much noise as one operator's rounding makes; integers and flags stay."""
+    if array.dtype.kind != "f" or not array.size:
+        return array
+    random = np.random.default_rng(0)
+    if precision in JITTER:
+        noise = random.standard_normal(array.shape) * (JITTER[precision] * _size(array))
+    else:
+        levels = np.unique(array[np.isfinite(array)])
+        noise = random.uniform(-1, 1, array.shape) * (np.diff(levels).min() if len(levels) > 1 else 0.0)
+    return np.asarray((array + noise).astype(array.dtype))
+
+
+def _size(array: np.ndarray) -> float:
+    finite = array[np.isfinite(array)].astype(np.float64)
+    return float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
 
 
 def deviation(right: np.ndarray, other: np.ndarray) -> float:
@@ -242,12 +263,14 @@ class _Search:
                 return place
             place = wrong[0]
 
-    def explain(self, value: str, output: str) -> tuple[Finding, Evidence]:
-        """Say which nodes take part, which kernels are right, and which pass is to blame."""
+    def explain(self, value: str, output: str, found: Collection[str]) -> tuple[Finding, Evidence]:
+        """Say which nodes take part, which kernels are right, and which pass is to blame, the other faults `found` healed."""
+        self.healed = []
+        accumulated = self.off(value)
+        self.healed = [name for name in found if name != value]
         region, given = self.smallest(value)
         target = self.target
-        before, after = self.off(output), self.off(output, [value])
-        after = 0.0 if output == value else after
+        before, after = self.off(output), 0.0 if output == value else self.off(output, [value])
         share = 1.0 - after / before if before > 0 and math.isfinite(before) else float(after <= self.limit)
         nodes = tuple(node.name for node in region)
         finding = Finding(
@@ -257,10 +280,10 @@ class _Search:
             relation=None,
             region=nodes,
             source_region=(),
-            accumulated=self.off(value),
+            accumulated=accumulated,
             local=self.off(value, given),
             causal=share,
-            confirmed=after <= max(self.limit, HEALED * before) and self.wrong(value, given),
+            confirmed=after <= max(self.limit, HEALED * before),
         )
         right = [name for name in framework_of(target.artifact.format).VARIANTS[1:] if self._right(value, given, name)]
         level, cures = self.passes(value, given)
@@ -276,6 +299,26 @@ class _Search:
             weight=2.0 if cures else 1.5,
         )
         return finding, evidence
+
+    def proven(self, value: str) -> bool:
+        """Whether the default kernels, fed with right values, are off by far more than rounding those values explains."""
+        _, given = self.smallest(value)
+        return self.off(value, given) > max(self.limit, BEYOND * self.floor(value, given))
+
+    def floor(self, value: str, given: Collection[str]) -> float:
+        """How far off the tracing kernels are when what is put in is rounded anew; 0 where that cannot be measured."""
+        kind = precision(self.target)
+        right = {name: self.target.values[name] for name in self.healed if name != value}
+        around = [name for name in (given or self.target.inputs) if name in self.target.values]
+        outcome = self.target.replay(
+            {**right, **{name: jittered(self.target.values[name], kind) for name in around}}, [value]
+        )
+        if isinstance(outcome, Failure):
+            return 0.0
+        array = outcome.value.emitted.get(value)
+        found = 0.0 if array is None else deviation(self.target.values[value], array)
+        self.target.session.pool.release(outcome.value.folder)
+        return 0.0 if math.isnan(found) else found
 
     def _right(self, value: str, given: Collection[str], variant: str) -> bool:
         return self.off(value, given, variant) <= self.limit
