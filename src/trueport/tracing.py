@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trueport.artifact import Artifact
+from trueport.artifact import Artifact, Signature
 from trueport.frameworks._base import Arrays
 from trueport.graph import FINE, Graph
 from trueport.outcome import Failure, Ok, Outcome, Stage
@@ -39,6 +39,29 @@ class Traced:
     notes: list[str] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
     """What holds the arrays on disk; `close` releases them."""
+
+    _inputs: dict[str, str] = field(default_factory=dict)
+    _outputs: dict[str, str] = field(default_factory=dict)
+
+    def alias(self, signature: Signature) -> None:
+        """Learn which values the signature's names stand for: the value of that name, else the graph's at that place."""
+        ours = [(spec.name, place) for place, spec in enumerate(signature.inputs)]
+        for name, place in ours:
+            known = name in self.graph.inputs or place >= len(self.graph.inputs)
+            self._inputs[name] = name if known else self.graph.inputs[place]
+            if name in self.inputs:
+                self.values.setdefault(self._inputs[name], self.inputs[name])
+        for place, spec in enumerate(signature.outputs):
+            known = spec.name in self.graph.outputs or place >= len(self.graph.outputs)
+            self._outputs[spec.name] = spec.name if known else self.graph.outputs[place]
+
+    def input_value(self, name: str) -> str:
+        """The value name of a signature input."""
+        return self._inputs.get(name, name)
+
+    def output_value(self, name: str) -> str:
+        """The value name of a signature output."""
+        return self._outputs.get(name, name)
 
     @property
     def runs(self) -> int:

@@ -46,6 +46,8 @@ class Finding:
     local: float
     causal: float
     confirmed: bool
+    prior: Mapping[str, float] = field(default_factory=dict)
+    """Node name -> weight that localisation itself lays on a node of the region, to be added to the evidence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,319 @@
+"""Hypotheses of what a wrong value should have been: (target value, source value, relation), to be tried by injection.
+
+Each kind stands for a family of faults: `drift` (the twin is still recognisable), `struct` (an unexplained source value at
+the same place in the graph), `reshape` (the same, of another size: strides, pads), `extra` (the value before a superfluous
+operator), `missing` (a source operator was left out behind a value that agrees), `layout` (equal elements in another order),
+`shuffle` (equal elements in no known order). Values are tried in execution order: the first that heals brackets the fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from trueport.align import relations
+from trueport.align.info import Kind
+from trueport.align.match import NEAR
+from trueport.align.types import Alignment, Relation
+from trueport.diagnosis.pair import Pair
+
+PER_VALUE = 8
+"""Hypotheses tried at one value."""
+CHANNEL_MOVES = {(1, 0), (1, 2, 0), (2, 0, 1), (1, 2, 3, 0), (3, 0, 1, 2)}
+"""Channels first to channels last and back, the axes of size 1 (the batch) left out."""
+LONGEST = 6
+"""Operators that only move elements, one behind the other."""
+HIDDEN = 2
+"""Source operators that may be missing in the target one behind the other."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """Put `relation(source)` in at `target`. `odd`: the relation is neither plain nor the model's usual one."""
+
+    kind: str
+    target: str
+    source: str
+    relation: Relation
+    odd: bool = False
+
+
+class Candidates:
+    """All hypotheses for one state of a pair: which target values are wrong, and what could heal them."""
+
+    def __init__(self, pair: Pair, alignment: Alignment, bad_outputs: list[str]) -> None:
+        self.pair, self.alignment = pair, alignment
+        self.ours, self.theirs = pair.ours, pair.theirs
+        self.wrong = self._wrong(bad_outputs)
+        graph = self.theirs.graph
+        self.frontier = [name for name in self.wrong if not any(parent in self.wrong for parent in graph.parents(name))]
+
+    def _wrong(self, bad_outputs: list[str]) -> dict[str, None]:
+        """Values reached backwards from the outputs that are wrong, stopping at values that agree; in execution order.
+
+        What does not vary with the inputs (shapes, constants) cannot be told right from wrong and is passed by.
+        """
+        still = (Kind.CONST, Kind.STATIC)
+
+        def stop(name: str) -> bool:
+            if name in bad_outputs:  # the verification said so, however slowly the error grew
+                return False
+            info = self.theirs.infos.get(name)
+            fixed = info is not None and info.kind in still
+            return self.alignment.ok(name) or (fixed and not self._was_alive(name))
+
+        found = self.theirs.graph.upward(bad_outputs, stop)
+        return dict.fromkeys(sorted(found, key=lambda name: self.theirs.place.get(name, -1)))
+
+    def _was_alive(self, name: str) -> bool:
+        """Whether a value that does not vary has a named or pinned twin that does: then it died here."""
+        match = self.alignment.matches.get(name)
+        return match is not None and self.ours.infos[match.source].kind is Kind.ACT
+
+    # -- what is known about the source's values
+
+    @cached_property
+    def unexplained(self) -> Mapping[int, list[str]]:
+        """Elements per run -> source values that vary, whose class has no agreeing twin."""
+        found: dict[int, list[str]] = {}
+        for name, info in self.ours.infos.items():
+            if info.kind in (Kind.ACT, Kind.NONFINITE, Kind.LOWINFO) and name not in self.alignment.explained:
+                found.setdefault(info.size, []).append(name)
+        return found
+
+    @cached_property
+    def _behind(self) -> dict[str, frozenset[str]]:
+        return {}
+
+    def behind(self, source: str) -> frozenset[str]:
+        """Classes of the nearest explained ancestors of a source value."""
+        if source not in self._behind:
+            near = self.ours.graph.nearest(source, lambda name: name in self.alignment.explained)
+            self._behind[source] = frozenset(self.alignment.alike.get(name, name) for name in near)
+        return self._behind[source]
+
+    def twins_before(self, target: str) -> frozenset[str]:
+        """Classes of the twins of a target value's nearest agreeing ancestors."""
+        near = self.theirs.graph.nearest(target, self.alignment.ok)
+        sources = [self.alignment.matches[name].source for name in near]
+        return frozenset(self.alignment.alike.get(name, name) for name in sources)
+
+    # -- hypotheses
+
+    def all(self) -> Iterator[Candidate]:
+        """Every hypothesis, the values in execution order; odd relations after all others."""
+        late: list[Candidate] = []
+        seen: set[tuple[str, str, Relation]] = set()
+        for target in self.wrong:
+            if self.theirs.infos.get(target) is None:
+                continue
+            before = self._at_parents(target) if target in self.frontier else []
+            for candidate in [*before, *self._at(target)]:
+                key = (candidate.target, candidate.source, candidate.relation)
+                if key in seen:
+                    continue
+                seen.add(key)
+                if candidate.odd:
+                    late.append(candidate)
+                else:
+                    yield candidate
+        yield from late
+
+    def _at(self, target: str) -> list[Candidate]:
+        info = self.theirs.infos[target]
+        if info.kind is Kind.OTHER:
+            return []
+        found: list[Candidate] = []
+        match = self.alignment.matches.get(target)
+        if match is not None and match.how == "shuffle":
+            found.append(Candidate(kind="shuffle", target=target, source=match.source, relation=match.relation))
+        elif match is not None and (match.error < NEAR or match.how in ("name", "output")):
+            kind = "drift" if match.error < NEAR else "struct"
+            found.append(Candidate(kind=kind, target=target, source=match.source, relation=match.relation))
+        found += self._struct(target)
+        found += self._extra(target)
+        found += self._reshape(target)
+        return found[:PER_VALUE]
+
+    def _struct(self, target: str) -> list[Candidate]:
+        """Unexplained source values of the same size, those at the same place in the graph first."""
+        info = self.theirs.infos[target]
+        twins = self.twins_before(target)
+        scored = []
+        for name in self.unexplained.get(info.size, ()):
+            behind = self.behind(name)
+            overlap = len(behind & twins) / max(1, len(behind | twins))
+            if overlap > 0:
+                scored.append((-overlap, self._steps(name), self.ours.place[name], name))
+        found = []
+        for _, _, _, name in sorted(scored)[:4]:
+            ours = self.ours.infos[name]
+            found += [
+                Candidate(kind="struct", target=target, source=name, relation=relation)
+                for relation in self.usual(ours.tight, info.tight, name, target)[:2]
+            ]
+        return found
+
+    def _steps(self, source: str) -> int:
+        """Unexplained operators between a source value and its nearest explained ancestors."""
+        return len(self.ours.graph.upward([source], lambda name: name in self.alignment.explained))
+
+    def usual(
+        self, source: tuple[int, ...], target: tuple[int, ...], name: str | None = None, other: str | None = None
+    ) -> list[Relation]:
+        """The relations that shapes allow, the model's usual one first; then the one that the values resemble most."""
+        possible = list(relations.possible(source, target))
+        usual = self.alignment.consensus.get(len(source))
+        possible.sort(key=lambda relation: (relation.side != "source", relation.permutation != usual))
+        if name is None or other is None or len(possible) < 3 or other not in self.theirs.values:
+            return possible
+        ours, theirs = self.ours, self.theirs
+        gaps = relations.sampled_errors(
+            ours.values[name], ours.infos[name], theirs.values[other], theirs.infos[other], possible
+        )
+        nearest = possible[int(np.argmin(gaps))] if np.isfinite(gaps).any() else possible[0]
+        return [possible[0], nearest, *(item for item in possible[1:] if item is not nearest)]
+
+    def _extra(self, target: str) -> list[Candidate]:
+        """The twin of an agreeing ancestor of the same size: what stood here before a superfluous operator."""
+        info = self.theirs.infos[target]
+        found = []
+        for name in self.theirs.graph.nearest(target, self.alignment.ok):
+            match = self.alignment.matches[name]
+            theirs = self.theirs.infos[name]
+            if theirs.size != info.size:
+                continue
+            if theirs.tight == info.tight:
+                found.append(Candidate(kind="extra", target=target, source=match.source, relation=match.relation))
+            else:
+                ours = self.ours.infos[match.source]
+                found += [
+                    Candidate(kind="extra", target=target, source=match.source, relation=relation, odd=True)
+                    for relation in self.usual(ours.tight, info.tight, match.source, target)[:1]
+                ]
+        return found
+
+    def _reshape(self, target: str) -> list[Candidate]:
+        """As `struct`, of another size but equal rank: a stride or a pad changed the shape."""
+        info = self.theirs.infos[target]
+        twins = self.twins_before(target)
+        found = []
+        for size, names in self.unexplained.items():
+            if size == info.size:
+                continue
+            for name in names:
+                ours = self.ours.infos[name]
+                like = len(ours.shape) == len(info.shape) and set(ours.tight) & set(info.tight)
+                if like and self.behind(name) & twins:
+                    found.append((self._steps(name), self.ours.place[name], name))
+        made = []
+        for _, _, name in sorted(found)[:2]:
+            rank = len(self.ours.infos[name].tight)
+            axes = self.alignment.consensus.get(rank, tuple(range(rank)))
+            made.append(Candidate(kind="reshape", target=target, source=name, relation=Relation(axes)))
+        return made
+
+    def _at_parents(self, target: str) -> list[Candidate]:
+        """What could be wrong *before* a frontier value, at the values that agree: a missing operator, another layout."""
+        found = []
+        for parent in self.theirs.graph.parents(target):
+            match = self.alignment.matches.get(parent)
+            if match is None or not match.ok:
+                continue
+            found += self._layout(parent)
+            found += self._missing(parent, match.source, target)
+        return found
+
+    def _missing(self, parent: str, twin: str, child: str) -> list[Candidate]:
+        """Unexplained source values at most HIDDEN operators behind the parent's twin.
+
+        An operator that the target does have behind the parent is not missing: putting its result in before it would
+        only compensate what is wrong with it (a normalisation of a normalised value changes nothing).
+        """
+        info = self.theirs.infos[parent]
+        node = self.theirs.graph.producer(child)
+        present = "" if node is None else node.op
+        found = []
+        heads = [name for name, head in self.alignment.alike.items() if head == self.alignment.alike.get(twin, twin)]
+        front = list(dict.fromkeys([twin, *heads]))
+        for _ in range(HIDDEN):
+            front = [
+                child
+                for name in front
+                for child in self.ours.graph.children(name)
+                if child in self.ours.infos and child not in self.alignment.explained
+            ]
+            for name in front:
+                ours = self.ours.infos[name]
+                maker = self.ours.graph.producer(name)
+                if maker is not None and maker.op == present:
+                    continue
+                if ours.size == info.size and ours.kind is not Kind.OTHER:
+                    found += [
+                        Candidate(kind="missing", target=parent, source=name, relation=relation)
+                        for relation in self.usual(ours.tight, info.tight)[:1]
+                    ]
+        return found[:PER_VALUE]
+
+    def _layout(self, parent: str) -> list[Candidate]:
+        """Source values with the same elements in the natural order, where a value agrees in another order only.
+
+        The first such value counts: above the parent those values are passed that agree in an unnatural order too.
+        """
+        found: list[Candidate] = []
+        for name in [*reversed(self.unnatural(parent)), *self.chain(parent)]:
+            match, info = self.alignment.matches[name], self.theirs.infos[name]
+            for other in self.same(match.source):
+                ours = self.ours.infos[other]
+                for relation in self.usual(ours.tight, info.tight)[:3]:
+                    if (other, relation) == (match.source, match.relation):
+                        continue
+                    gap = relations.error(self.ours.values[other], self.theirs.values[name], relation, ours.unit)
+                    if gap > self.pair.tolerance:  # else it puts in what stands there already
+                        odd = not self.natural(relation)
+                        found.append(Candidate(kind="layout", target=name, source=other, relation=relation, odd=odd))
+        found.sort(key=lambda candidate: candidate.odd)
+        return found[: 2 * PER_VALUE]
+
+    def same(self, source: str) -> list[str]:
+        """The source values with the same elements, itself first."""
+        head = self.alignment.alike.get(source, source)
+        return [source, *(name for name, other in self.alignment.alike.items() if other == head and name != source)]
+
+    def natural(self, relation: Relation) -> bool:
+        """Whether a converter moves axes like this: not at all, or the channels."""
+        return relation.identity or relation.permutation in CHANNEL_MOVES
+
+    def unnatural(self, value: str) -> list[str]:
+        """The values from `value` upward that agree only in an order in which no converter moves axes; nearest first."""
+        found: list[str] = []
+        front = [value]
+        while front:
+            name = front.pop(0)
+            match = self.alignment.matches.get(name)
+            if name in found or match is None or not match.ok or match.how == "input" or self.natural(match.relation):
+                continue
+            found.append(name)
+            front += self.theirs.graph.parents(name)
+        return found
+
+    def chain(self, value: str) -> list[str]:
+        """`value` and the values above it with the same elements, joined by operators that only move them."""
+        found = [value]
+        head = self.alignment.alike.get(self.alignment.matches[value].source)
+        while len(found) < LONGEST:
+            above = [
+                name
+                for name in self.theirs.graph.parents(found[-1])
+                if self.alignment.ok(name)
+                and self.theirs.infos[name].size == self.theirs.infos[value].size
+                and self.alignment.alike.get(self.alignment.matches[name].source) == head
+                and name not in found
+            ]
+            if not above:
+                break
+            found.append(above[0])
+        return found

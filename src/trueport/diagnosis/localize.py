@@ -1,0 +1,465 @@
+"""Where the faults sit, proven by injection: the source's value is put into the target, and the error must go away.
+
+The wrong values reached backwards from the wrong outputs end at a frontier. Hypotheses of what should stand there
+(`candidates.py`) are tried in execution order; the first that heals brackets a fault between the values that still agree
+and itself. A model may hold several faults: then one injection heals only what lies directly behind it. An injection is
+kept when it heals the outputs or makes the values behind it agree again; then everything after is computed anew and the
+search goes on until the outputs are right.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from trueport.align import relations
+from trueport.align.info import Info, Kind, describe
+from trueport.align.match import View
+from trueport.align.types import Alignment, Relation
+from trueport.diagnosis.candidates import Candidate, Candidates
+from trueport.diagnosis.pair import Output, Pair
+from trueport.diagnosis.types import Finding
+from trueport.outcome import Failure
+
+TRIES = 80
+"""Injections per fault."""
+ROUNDS = 24
+"""Faults that are looked for in one model."""
+RESIDUE = 0.02
+"""Share of the output error that may stay when a fault is healed: what other, smaller faults and rounding leave."""
+BEHIND = 4
+"""Operators behind an injection within which values must agree again."""
+PARAMETRIC = {
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "MatMul",
+    "LSTM",
+    "GRU",
+    "RNN",
+    "BatchNormalization",
+}
+"""Operators whose result agrees by accident hardly ever: one such value behind an injection proves it."""
+MOVEMENT = {
+    "Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Gather", "Expand",
+    "Concat", "Tile", "Pad",
+}  # fmt: skip
+"""Operators that only move elements about."""
+
+
+class _Trial(NamedTuple):
+    """One injection: what it did to the outputs, how many are right with it, how many values behind it agree again."""
+
+    candidate: Candidate
+    array: np.ndarray
+    errors: Mapping[str, float]
+    healed: bool
+    outputs: int
+    gained: int
+
+    @property
+    def rank(self) -> tuple[int, int, float]:
+        """Larger is better, among injections that do not heal everything."""
+        worst = max(self.errors.values(), default=0.0)
+        return (self.outputs, self.gained, -worst)
+
+
+@dataclass(kw_only=True)
+class Located:
+    """What localisation found. `healed`: whether the outputs are right once all findings are mended."""
+
+    findings: list[Finding] = field(default_factory=list)
+    healed: bool = False
+    alignment: Alignment
+    injected: dict[str, np.ndarray] = field(default_factory=dict)
+    tries: int = 0
+    before: dict[str, float] = field(default_factory=dict)
+    """Error of each target output before anything was put in."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def sharp(self) -> bool:
+        """Whether everything is proven and every region is small."""
+        return self.healed and bool(self.findings) and max(len(f.region) for f in self.findings) <= WIDE
+
+    def better(self, other: Located) -> bool:
+        """Whether this one proves more, or the same with smaller regions."""
+        return (self.healed, -self._width()) > (other.healed, -other._width())
+
+    def _width(self) -> int:
+        return sum(len(finding.region) for finding in self.findings) if self.findings else 10**6
+
+
+WIDE = 6
+"""Nodes of a region from which a stricter look is worth its time."""
+STRICTER = ((10.0, 2.0), (50.0, 1.5))
+"""What the tolerance becomes (output error divided by this) and the growth that is excused, when the first look was vague."""
+
+
+def locate(pair: Pair, *, deadline: float = float("inf")) -> Located:
+    """Find all faults of a pair; look more strictly where the usual tolerance hides where an error began.
+
+    A value that is a little wrong counts as equal when its error is within the tolerance or grew as rounding does. Where
+    that leaves nothing but a wide region, smaller errors are told apart, down to the noise of the outputs themselves.
+    """
+    first = pair.theirs
+    best = Localizer(pair, deadline=deadline).run()
+    for divisor, growth in STRICTER:
+        if best.sharp or time.monotonic() > deadline:
+            break
+        errors = [error for output in pair.outputs if output.bad and np.isfinite(error := best.before[output.target])]
+        floor = max((output.floor for output in pair.outputs if np.isfinite(output.floor)), default=0.0)
+        tolerance = max(max(errors, default=0.0) / divisor, 2 * floor)
+        if not errors or tolerance >= pair.tolerance:
+            continue
+        kept = pair.theirs, pair.tolerance, pair.growth
+        pair.theirs, pair.tolerance, pair.growth = first, tolerance, growth
+        other = Localizer(pair, deadline=deadline).run()
+        if other.better(best):
+            best = other
+        else:
+            pair.theirs, pair.tolerance, pair.growth = kept
+    return best
+
+
+class Localizer:
+    """The search over one pair. `deadline`: time.monotonic() after which the best so far is returned."""
+
+    def __init__(self, pair: Pair, *, deadline: float = float("inf")) -> None:
+        self.pair, self.deadline = pair, deadline
+        self.alignment = pair.align()
+        self.first = self.alignment
+        self.injected: dict[str, np.ndarray] = {}
+        self.tries = 0
+        self.before = {output.target: pair.output_error(output) for output in pair.outputs}
+        self.now = dict(self.before)
+
+    def run(self) -> Located:
+        """Find all faults."""
+        located = Located(alignment=self.first, before=self.before)
+        for _ in range(ROUNDS):
+            if not self._bad() or time.monotonic() > self.deadline:
+                break
+            found = self._round()
+            if found is None:
+                break
+            located.findings.append(found)
+        located.healed = not self._bad()
+        located.injected, located.tries = self.injected, self.tries
+        if not located.healed:
+            rest = self._unproven()
+            if rest is not None:
+                located.findings.append(rest)
+        return located
+
+    def _bad(self) -> list[Output]:
+        """The outputs that the verification calls wrong and that are not healed yet."""
+        return [
+            output for output in self.pair.outputs if output.bad and not self._healed(output, self.now[output.target])
+        ]
+
+    def _healed(self, output: Output, error: float) -> bool:
+        before = self.before[output.target]
+        limit = RESIDUE * before if np.isfinite(before) else 0.0
+        return error <= max(self.pair.tolerance, limit)
+
+    # -- one fault
+
+    def _round(self) -> Finding | None:
+        """Find and keep the next injection that proves a fault: the first value at which something heals.
+
+        Among the hypotheses at one value, one that heals the outputs is better than one that only makes the values
+        behind it agree again, which a compensating mistake can do too.
+        """
+        bad = self._bad()
+        search = Candidates(self.pair, self.alignment, [output.target for output in bad])
+        best: _Trial | None = None
+        for tried, (candidate, array) in enumerate(self._fresh(search)):
+            if best is not None and candidate.target != best.candidate.target:
+                break
+            if tried >= TRIES or time.monotonic() > self.deadline:
+                break
+            outcome = self._try(candidate, array, search)
+            if outcome is None:
+                continue
+            errors, gained = outcome
+            healed = [self._healed(output, errors[output.target]) for output in bad]
+            trial = _Trial(candidate, array, errors, all(healed), sum(healed), gained)
+            if trial.healed:
+                best = trial
+                break
+            if (any(healed) or gained) and (best is None or trial.rank > best.rank):
+                best = trial
+        return None if best is None else self._accept(best, search)
+
+    def _fresh(self, search: Candidates) -> Iterator[tuple[Candidate, np.ndarray]]:
+        """The hypotheses that would change anything, with what they put in."""
+        for candidate in search.all():
+            array = self._array(candidate)
+            if array is not None and not self._nothing_new(candidate, array):
+                yield candidate, array
+
+    def _array(self, candidate: Candidate) -> np.ndarray | None:
+        """What is to be put in: the source's value in the target's shape and dtype."""
+        value = self.pair.ours.values[candidate.source]
+        current = self.pair.theirs.values.get(candidate.target)
+        if current is None:
+            return None
+        shape = current.shape[1:]
+        if candidate.kind == "reshape":
+            tight = self.pair.ours.infos[candidate.source].tight
+            sizes = iter(tight[axis] for axis in candidate.relation.permutation)
+            ones = [axis for axis, size in enumerate(shape) if size == 1]
+            if len(shape) - len(ones) != len(tight):
+                return None
+            shape = tuple(1 if axis in ones else next(sizes) for axis in range(len(shape)))
+        try:
+            return np.ascontiguousarray(candidate.relation.to_target(np.asarray(value), shape)).astype(
+                current.dtype, copy=False
+            )
+        except ValueError:
+            return None
+
+    def _nothing_new(self, candidate: Candidate, array: np.ndarray) -> bool:
+        current = self.pair.theirs.values[candidate.target]
+        if current.shape != array.shape:
+            return False
+        if current.dtype.kind in "fiub" and np.isfinite(current).all() and np.isfinite(array).all():
+            unit = self.pair.ours.infos[candidate.source].unit
+            gap = relations.error(array, np.asarray(current), Relation(tuple(range(_rank(array)))), unit)
+            return bool(gap <= min(self.pair.tolerance, 1e-6))
+        return bool(np.array_equal(current, array, equal_nan=current.dtype.kind == "f"))
+
+    def _try(self, candidate: Candidate, array: np.ndarray, search: Candidates) -> tuple[dict[str, float], bool] | None:
+        """Output errors with the value put in, and whether enough values behind it agree again. None: it cannot be run."""
+        outputs = [output for output in self.pair.outputs if output.bad]
+        near = self._near(candidate.target, search)
+        wanted = list(
+            dict.fromkeys([*(output.target for output in outputs if output.target != candidate.target), *near])
+        )
+        self.tries += 1
+        reply = self.pair.target.replay({**self.injected, candidate.target: array}, wanted)
+        if isinstance(reply, Failure):
+            return None
+        values = dict(reply.value.emitted)
+        values[candidate.target] = array
+        errors = {}
+        for output in outputs:
+            value = values.get(output.target)
+            errors[output.target] = float("inf") if value is None else self.pair.output_error(output, value)
+        gained = self._gained(candidate, [(name, values[name]) for name in near if name in values])
+        self.pair.target.session.pool.release(reply.value.folder)
+        return errors, gained
+
+    def _near(self, target: str, search: Candidates) -> list[str]:
+        """Wrong values at most BEHIND operators behind an injection."""
+        front, found = [target], []
+        for _ in range(BEHIND):
+            front = [
+                child
+                for name in front
+                for child in self.pair.theirs.graph.children(name)
+                if child in search.wrong and child not in found and child in self.pair.theirs.infos
+            ]
+            found += front
+        return [name for name in dict.fromkeys(found) if name not in self.injected][:12]
+
+    def _gained(self, candidate: Candidate, values: Sequence[tuple[str, np.ndarray]]) -> int:
+        """How many values behind the injection agree with unexplained source values again; 0 when too few to prove it.
+
+        Values that only move the injected elements about agree whatever was put in, and do not count.
+        """
+        graph = self.pair.theirs.graph
+        moved = {candidate.target}
+        gained = 0
+        proven = False
+        for name, array in values:
+            node = graph.producer(name)
+            if node is not None and node.op in MOVEMENT and all(p in moved for p in graph.parents(name)):
+                moved.add(name)
+            elif self._recognised(array):
+                gained += 1
+                proven = proven or (node is not None and node.op in PARAMETRIC)
+        return gained if gained >= 2 or proven else 0
+
+    def _recognised(self, array: np.ndarray) -> bool:
+        """Whether some source value that had no twin has this value's sketch."""
+        info = describe(array)
+        group = self.pair.ours.by_size.get(info.size) if info.kind is Kind.ACT else None
+        if group is None:
+            return False
+        names, sketches, units = group
+        gaps = np.sqrt(np.mean((sketches - info.sketch.ravel()) ** 2, axis=1)) / units
+        return any(
+            gaps[index] <= self.pair.tolerance and name not in self.alignment.explained
+            for index, name in enumerate(names)
+        )
+
+    # -- keeping it
+
+    def _accept(self, trial: _Trial, search: Candidates) -> Finding:
+        candidate = trial.candidate
+        before = max((self.now[name] for name in trial.errors), default=0.0)
+        removed = share(before, max(trial.errors.values(), default=0.0))
+        match = self.alignment.matches.get(candidate.target)
+        same = match is not None and match.source == candidate.source and np.isfinite(match.error)
+        finding = Finding(
+            kind=candidate.kind,
+            target=candidate.target,
+            source=candidate.source,
+            relation=candidate.relation,
+            region=self._region(candidate, search),
+            source_region=self._source_region(candidate),
+            accumulated=match.error if same and match is not None else self._deviation(candidate),
+            local=self._local(candidate),
+            causal=removed,
+            confirmed=trial.healed or removed > 0.5,
+            prior=self._prior(candidate, search),
+        )
+        self._inject(candidate.target, trial.array)
+        return replace(finding, confirmed=finding.confirmed or self._ok_behind(candidate.target))
+
+    def _prior(self, candidate: Candidate, search: Candidates) -> dict[str, float]:
+        """For a wrong order of elements: the nodes whose result agrees in an unnatural order only are to blame."""
+        graph = self.pair.theirs.graph
+        if candidate.kind != "layout":
+            return {}
+        values = [*search.unnatural(candidate.target), *search.chain(candidate.target)]
+        found = {}
+        for value in dict.fromkeys(values):
+            node, match = graph.producer(value), self.alignment.matches[value]
+            if node is not None and not self._natural_twin(value, match.source, search):
+                found[node.name] = 1.5
+        return found
+
+    def _natural_twin(self, value: str, source: str, search: Candidates) -> bool:
+        """Whether some source value of the class is this value in natural order."""
+        theirs = self.pair.theirs
+        for other in search.same(source):
+            ours = self.pair.ours.infos[other]
+            for relation in relations.possible(ours.tight, theirs.infos[value].tight):
+                if search.natural(relation) and relation.side == "source":
+                    error = relations.error(self.pair.ours.values[other], theirs.values[value], relation, ours.unit)
+                    if error <= self.pair.tolerance:
+                        return True
+        return False
+
+    def _ok_behind(self, target: str) -> bool:
+        return any(self.alignment.ok(name) for name in self.pair.theirs.graph.children(target))
+
+    def _deviation(self, candidate: Candidate) -> float:
+        current = self.pair.theirs.values[candidate.target]
+        unit = self.pair.ours.infos[candidate.source].unit
+        return relations.error(self.pair.ours.values[candidate.source], current, candidate.relation, unit)
+
+    def _region(self, candidate: Candidate, search: Candidates) -> tuple[str, ...]:
+        graph = self.pair.theirs.graph
+        ok = {name for name in self.pair.theirs.infos if self.alignment.ok(name)}
+        if candidate.target in ok:  # a fault before or behind a value that agrees, or in what moved it there
+            above = [*search.unnatural(candidate.target)] if candidate.kind == "layout" else []
+            values = [*reversed(above), *reversed(search.chain(candidate.target))]
+            nodes = [node for value in dict.fromkeys(values) if (node := graph.producer(value)) is not None]
+            nodes += [
+                graph.nodes[place]
+                for place in graph.consumers.get(candidate.target, ())
+                if any(name in search.wrong for name in graph.nodes[place].outputs)
+            ]
+            return tuple(dict.fromkeys(node.name for node in nodes))
+        return tuple(node.name for node in graph.between(candidate.target, ok))
+
+    def _source_region(self, candidate: Candidate) -> tuple[str, ...]:
+        graph = self.pair.ours.graph
+        explained = self.alignment.explained - ({candidate.source} if candidate.kind != "extra" else set())
+        if candidate.kind == "layout":
+            node = graph.producer(candidate.source)
+            return () if node is None else (node.name,)
+        return tuple(node.name for node in graph.between(candidate.source, explained))
+
+    def _local(self, candidate: Candidate) -> float:
+        """Deviation of the value when the operators before it get the source's values."""
+        given: dict[str, np.ndarray] = {}
+        near = self.pair.theirs.graph.nearest(candidate.target, lambda name: name in self.alignment.matches)
+        for name in near:
+            match = self.alignment.matches[name]
+            if not match.ok and match.how in ("name", "output", "shuffle"):
+                return float("nan")
+            array = self._array(Candidate(kind="local", target=name, source=match.source, relation=match.relation))
+            if array is not None:
+                given[name] = array
+        reply = self.pair.target.replay({**self.injected, **given}, [candidate.target])
+        if isinstance(reply, Failure) or candidate.target not in reply.value.emitted:
+            return float("nan")
+        unit = self.pair.ours.infos[candidate.source].unit
+        found = relations.error(
+            self.pair.ours.values[candidate.source],
+            reply.value.emitted[candidate.target],
+            candidate.relation,
+            unit,
+        )
+        self.pair.target.session.pool.release(reply.value.folder)
+        return found
+
+    def _inject(self, target: str, array: np.ndarray) -> None:
+        """Keep a value put in: compute everything behind it anew, and align that again."""
+        pair = self.pair
+        self.injected[target] = array
+        behind = [name for name in pair.theirs.graph.downward([target]) if name != target and name in pair.theirs.infos]
+        wanted = [name for name in behind if name not in self.injected]
+        values = dict(pair.theirs.values)
+        described: dict[str, Info] = dict(pair.theirs.infos)
+        values[target] = array
+        described[target] = describe(array)
+        if wanted:
+            reply = pair.target.replay(self.injected, wanted)
+            if not isinstance(reply, Failure):
+                pair.target.replies.append(reply.value)
+                for name, value in reply.value.emitted.items():
+                    values[name] = value
+                    described[name] = describe(value)
+        pair.theirs = View(graph=pair.theirs.graph, values=values, infos=described)
+        self.alignment = pair.align(self.alignment, [target, *behind])
+        self.now = {output.target: pair.output_error(output) for output in pair.outputs}
+
+    def _unproven(self) -> Finding | None:
+        """Where the error begins, when no hypothesis heals it: the first wrong value and the operators before it."""
+        search = Candidates(self.pair, self.alignment, [output.target for output in self._bad()])
+        for target in search.frontier:
+            ok = {name for name in self.pair.theirs.infos if self.alignment.ok(name)}
+            region = tuple(node.name for node in self.pair.theirs.graph.between(target, ok))
+            if not region:
+                continue
+            match = self.alignment.matches.get(target)
+            guess = next((name for names in search.unexplained.values() for name in names), None)
+            source = match.source if match is not None else guess
+            relation = None if match is None else match.relation
+            nodes = () if source is None else self.pair.ours.graph.between(source, self.alignment.explained - {source})
+            return Finding(
+                kind="unproven",
+                target=target,
+                source=source,
+                relation=relation,
+                region=region,
+                source_region=tuple(node.name for node in nodes),
+                accumulated=float("nan") if match is None else match.error,
+                local=float("nan"),
+                causal=float("nan"),
+                confirmed=False,
+            )
+        return None
+
+
+def share(before: float, after: float) -> float:
+    """How much of an error went away: 1 all of it, 0 nothing, negative when it grew."""
+    if not np.isfinite(before):
+        return 1.0 if np.isfinite(after) else 0.0
+    if before <= 0:
+        return 0.0
+    return float("nan") if not np.isfinite(after) else (before - after) / before
+
+
+def _rank(array: np.ndarray) -> int:
+    return sum(size != 1 for size in array.shape[1:])
