@@ -6,6 +6,7 @@ inputs of two models is named by the pair of conventions whose quotient it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -136,7 +137,7 @@ def name_of(
 ) -> Named | None:
     """Name the map `source[channels] * scale + shift`; None when no pair of conventions gives it.
 
-    low, high: range of the source's values, which tells conventions apart that have the same quotient.
+    low, high: range of the source's values, which tells conventions apart that have the same quotient (NaN: unknown).
     spread: standard deviation of the target's values, against which a difference of shifts is held.
     """
     swapped = tuple(channels) == (2, 1, 0)
@@ -150,10 +151,9 @@ def name_of(
                 k, b = between(first, second, channels, order)
                 if np.allclose(scale, k, rtol=CLOSE, atol=0) and np.all(np.abs(shift - b) <= CLOSE * spread):
                     named = Named(source=first, target=second, **_orders(order, swapped, len(channels)))
-                    slack = 1e-6 * (first.high - first.low)
-                    outside = low < first.low - slack or high > first.high + slack
-                    rank = usable.index(first) + usable.index(second) + (order == "BGR")
-                    found.append((outside, abs(first.high - first.low), rank, named))
+                    span, rank = first.high - first.low, usable.index(first) + usable.index(second) + (order == "BGR")
+                    outside = low < first.low - 1e-6 * span or high > first.high + 1e-6 * span
+                    found.append((outside, 0.0 if math.isnan(low) else span, rank, named))
     return min(found, key=lambda item: item[:3])[3] if found else None
 
 

@@ -180,7 +180,8 @@ class Explanation:
         if order and moves.reorders:
             moves = replace(moves, channels=None)
         values = self.named.target_words if self.named is not None else formula(self.change.scale, self.change.shift)
-        return ", ".join((*moves.phrases(), values))
+        said = moves.phrases()
+        return ", ".join(said if said and values == "x" else (values, *said))
 
     def __str__(self) -> str:
         if self.identical:
@@ -209,7 +210,7 @@ def explain(source: np.ndarray, target: np.ndarray, *, tolerance: float = TOLERA
     both_whole = source.dtype.kind in "iub" and target.dtype.kind in "iub"
     step = 0.0 if both_whole else _grid(target)  # between integers a rounded scale says nothing
     best: Explanation | None = None
-    for base in _placements(source.shape[1:], target.shape[1:]):
+    for base in placements(source.shape[1:], target.shape[1:]):
         if best is not None and best.change.steps <= base.steps:
             break  # placements come with the fewest steps first, and a fit only adds to them
         found = _fitted(base, source, target, tolerance, step)
@@ -228,7 +229,7 @@ def _some(array: np.ndarray) -> np.ndarray:
     return np.asarray(array[:runs])
 
 
-def _placements(shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[Change]:
+def placements(shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[Change]:
     """Transpositions and flips that bring `shape` to `wanted`, those with the fewest steps first."""
     found = []
     for base in _transpositions(shape, wanted):
