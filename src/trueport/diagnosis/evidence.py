@@ -1,0 +1,295 @@
+"""Which node of a finding's region is to be blamed, and for what: every rule weighs, the heaviest wins.
+
+Weights follow what was measured on planted faults: a parameter or an attribute that is not the source's weighs most,
+then operators that the source does not have; movement operators and nodes that compute nothing from the inputs last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trueport.align.types import Alignment
+from trueport.diagnosis import attributes, inputs, mismatches, parameters, precision, scalars, structure
+from trueport.diagnosis.operators import activation, kind, moves
+from trueport.diagnosis.region import Inside
+from trueport.diagnosis.types import Cause, Evidence, Finding
+from trueport.graph import Node
+from trueport.tracing import Traced
+
+ATTRIBUTE = 2.6
+"""An attribute of a paired operator that differs: about as much as a parameter that is unexplained."""
+
+NARROWED = 2.2
+"""A cast or quantisation that the source does not have."""
+
+INPUT = 3.0
+FALLBACK = 0.05
+"""Of a node against which nothing speaks but that it stands in the region."""
+
+PRODUCER = 0.2
+"""Added to the node that gives the value at which the fault was healed."""
+
+EXPLAINED = -0.1
+MOVES = -0.3
+STATIC = -5.0
+"""Added to nodes whose parameters are all explained; that only move elements; that compute nothing from the inputs."""
+
+MORE = 0.05
+"""Share of the weight of further evidence against the same node that is added."""
+
+MOST_ATTRIBUTES = 4
+"""Attributes that may differ in a pair of operators that is believed; where more do, they are not the same operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """One thing that speaks against a node."""
+
+    node: str
+    cause: Cause
+    what: str
+    source_value: Any
+    target_value: Any
+    weight: float
+    source_nodes: tuple[str, ...] = ()
+    parameter: str | None = None
+
+
+def examine(
+    finding: Finding, source: Traced, target: Traced, alignment: Alignment, *, precision: str = "float32"
+) -> tuple[Evidence, ...]:
+    """Weigh every node of a finding's region, heaviest first; at least one. `precision`: the declared one of the target."""
+    if finding.kind == "input" or finding.target in target.graph.inputs:
+        return (_input(finding, source, target),)
+    ours, theirs = Inside(source), Inside(target)
+    region = theirs.nodes(finding.region)
+    if not region:
+        producer = target.graph.producer(finding.target)
+        region = (producer,) if producer is not None else ()
+    if not region:
+        return (_nowhere(finding),)
+    mine = ours.whole(finding.source_region)
+    stretch = structure.Stretch(ours, theirs, mine, region, alignment, finding)
+    points = [
+        *_of_parameters(parameters.Region(ours, theirs, mine, region, alignment, precision)),
+        *_of_scalars(ours, theirs, mine, region),
+        *_of_attributes(stretch),
+        *_of_precision(ours, theirs, mine, region, precision),
+        *_of_structure(stretch),
+    ]
+    return _ranked(finding, theirs, region, points, mine)
+
+
+# -- the rules ----------------------------------------------------------------------------------------------------------
+
+
+def _of_parameters(region: parameters.Region) -> Iterable[_Point]:
+    for fault in region.faults():
+        yield _Point(
+            fault.node.name,
+            fault.cause,
+            fault.what,
+            fault.source_value,
+            fault.target_value,
+            fault.weight,
+            fault.source_nodes,
+            fault.parameter,
+        )
+
+
+def _of_scalars(source: Inside, target: Inside, ours: Sequence[Node], theirs: Sequence[Node]) -> Iterable[_Point]:
+    for odd in scalars.odd(source, target, ours, theirs):
+        yield _Point(
+            odd.node.name,
+            odd.cause,
+            odd.what,
+            odd.source_value,
+            odd.target_value,
+            odd.weight,
+            odd.source_nodes,
+            odd.parameter,
+        )
+
+
+def _of_attributes(stretch: structure.Stretch) -> Iterable[_Point]:
+    for ours, theirs, found in paired(stretch):
+        if not found or len(found) > MOST_ATTRIBUTES:
+            continue
+        names = ", ".join(item.name for item in found)
+        verb = "differ" if len(found) > 1 else "differs"
+        its = {item.name: item.source_value for item in found}
+        mine = {item.name: item.target_value for item in found}
+        single = len(found) == 1
+        yield _Point(
+            theirs.name,
+            Cause.HYPERPARAMETERS,
+            f"{names} of {kind(theirs)} {verb} from the source's",
+            f"{names}: {_worded(its[names])}" if single else _listed(its),
+            f"{names}: {_worded(mine[names])}" if single else _listed(mine),
+            ATTRIBUTE + 0.1 * min(len(found), 3) - 0.1,
+            (ours.name,),
+        )
+
+
+def paired(stretch: structure.Stretch) -> list[tuple[Node, Node, list[mismatches.Mismatch]]]:
+    """Operators of one kind on both sides, each target node with the source node from which it differs least."""
+    found = []
+    used: set[str] = set()
+    for theirs in stretch.theirs:
+        if kind(theirs) not in attributes.TABLE or not stretch.target.runs(theirs):
+            continue
+        candidates = [node for node in stretch.ours if kind(node) == kind(theirs) and stretch.source.runs(node)]
+        compared = [
+            (ours, mismatches.mismatches(stretch.source, stretch.target, ours, theirs, stretch.alignment))
+            for ours in candidates
+        ]
+        if not compared:
+            continue
+        # A free partner that is a little worse beats one that another node already has: two equal poolings, one fault.
+        ours, differing = min(compared, key=lambda item: (item[0].name in used, len(item[1])))
+        if any(not other for _, other in compared) and len(candidates) > len(_same_kind(stretch, theirs)):
+            differing = []
+        used.add(ours.name)
+        found.append((ours, theirs, differing))
+    return found
+
+
+def _same_kind(stretch: structure.Stretch, node: Node) -> list[Node]:
+    return [other for other in stretch.theirs if kind(other) == kind(node)]
+
+
+def _of_precision(
+    source: Inside, target: Inside, ours: Sequence[Node], theirs: Sequence[Node], declared: str
+) -> Iterable[_Point]:
+    for item in precision.narrowings(source, target, ours, theirs):
+        if not precision.covered(str(item.target_value), declared):
+            yield _Point(item.node.name, Cause.PRECISION, item.what, item.source_value, item.target_value, NARROWED)
+
+
+def _of_structure(stretch: structure.Stretch) -> Iterable[_Point]:
+    for odd in structure.oddities(stretch):
+        cause = Cause.STRUCTURE
+        if odd.weight <= structure.LOST and _is_fused(stretch, odd):
+            cause = Cause.HYPERPARAMETERS
+        yield _Point(odd.node.name, cause, odd.what, odd.source_value, odd.target_value, odd.weight, odd.source_nodes)
+
+
+def _is_fused(stretch: structure.Stretch, odd: structure.Oddity) -> bool:
+    """Whether what is odd is a fused activation, which is an attribute of its operator."""
+    fused = activation(odd.node)
+    return fused is not None and f" {fused} " in f" {odd.what} " and fused != kind(odd.node)
+
+
+# -- ranking --------------------------------------------------------------------------------------------------------------
+
+
+def _ranked(
+    finding: Finding, target: Inside, region: Sequence[Node], points: Sequence[_Point], ours: Sequence[Node]
+) -> tuple[Evidence, ...]:
+    against: dict[str, list[_Point]] = {node.name: [] for node in region}
+    for point in points:
+        against.setdefault(point.node, []).append(point)
+    producer = target.graph.producer(finding.target)
+    found = []
+    for node in region:
+        listed = sorted(against[node.name], key=lambda point: -point.weight)
+        weight = listed[0].weight + MORE * sum(point.weight for point in listed[1:]) if listed else FALLBACK
+        weight += _standing(target, node, bool(listed))
+        weight += PRODUCER if producer is not None and producer.name == node.name else 0.0
+        found.append(_evidence(node, listed, weight, ours))
+    return tuple(sorted(found, key=lambda item: -item.weight))
+
+
+def _standing(target: Inside, node: Node, accused: bool) -> float:
+    """What a node's kind adds or takes away, whatever it is accused of."""
+    if not target.runs(node):
+        return STATIC
+    if accused:
+        return 0.0
+    if moves(node) or kind(node) in ("Identity", "Pad"):
+        return MOVES
+    return EXPLAINED if any(parameters.counts(item) for item in target.parameters(node)) else 0.0
+
+
+def _evidence(node: Node, listed: Sequence[_Point], weight: float, ours: Sequence[Node]) -> Evidence:
+    if not listed:
+        return Evidence(
+            node=node.name,
+            source_nodes=tuple(other.name for other in ours if kind(other) == kind(node))[:2],
+            cause=Cause.STRUCTURE if moves(node) else Cause.HYPERPARAMETERS,
+            what=f"{kind(node)} '{node.shown}' lies where the difference begins; its parameters and the attributes that can be compared are the source's",
+            source_value=None,
+            target_value=None,
+            weight=weight,
+        )
+    first = listed[0]
+    return Evidence(
+        node=node.name,
+        source_nodes=first.source_nodes,
+        cause=first.cause,
+        what=first.what,
+        source_value=first.source_value,
+        target_value=first.target_value,
+        weight=weight,
+        parameter=first.parameter,
+    )
+
+
+# -- without a region ------------------------------------------------------------------------------------------------------
+
+
+def _input(finding: Finding, source: Traced, target: Traced) -> Evidence:
+    """What was done to an input on one side that was not done on the other."""
+    what = f"input '{finding.target}' is not the source's input"
+    ours: Any = finding.source
+    theirs: Any = finding.target
+    given = source.values.get(finding.source) if finding.source is not None else None
+    read = target.values.get(finding.target)
+    if given is not None and read is not None:
+        told = inputs.explain(np.asarray(given), np.asarray(read))
+        if told is not None:
+            what = f"input '{finding.target}' is the source's '{finding.source}' changed: {told}"
+        ours, theirs = (
+            f"{name}: {_described(np.asarray(value))}"
+            for name, value in ((finding.source, given), (finding.target, read))
+        )
+    return Evidence(
+        node=finding.region[0] if finding.region else finding.target,
+        source_nodes=() if finding.source is None else (finding.source,),
+        cause=Cause.INPUTS,
+        what=what,
+        source_value=ours,
+        target_value=theirs,
+        weight=INPUT,
+    )
+
+
+def _described(array: np.ndarray) -> str:
+    shape = "x".join(map(str, array.shape[1:])) or "scalar"
+    if array.dtype.kind not in "fiu" or array.size == 0:
+        return f"{shape} {array.dtype}"
+    return f"{shape}, {float(np.min(array)):.4g} to {float(np.max(array)):.4g}, mean {float(np.mean(array)):.4g}"
+
+
+def _nowhere(finding: Finding) -> Evidence:
+    return Evidence(
+        node=finding.target,
+        source_nodes=() if finding.source is None else (finding.source,),
+        cause=Cause.STRUCTURE,
+        what=f"'{finding.target}' is the first value that is not the source's; no operator of the target computes it",
+        source_value=finding.source,
+        target_value=finding.target,
+        weight=FALLBACK,
+    )
+
+
+def _worded(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}: {_worded(value)}" for name, value in values.items())

@@ -1,0 +1,149 @@
+"""The hyperparameters in which two paired operators differ: axes are translated through the pairs that alignment found,
+and only what both sides show is compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trueport.align.types import Alignment, Match
+from trueport.diagnosis.attributes import listed, typed
+from trueport.diagnosis.operators import activation, kind
+from trueport.diagnosis.region import Inside
+from trueport.graph import Node
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """One attribute that differs. Values in the target's terms, plain JSON."""
+
+    name: str
+    source_value: Any
+    target_value: Any
+
+
+def mismatches(source: Inside, target: Inside, ours: Node, theirs: Node, alignment: Alignment) -> list[Mismatch]:
+    """The attributes in which two operators of one kind differ; those that one side does not show are passed over."""
+    mine, its = typed(target, theirs), typed(source, ours)
+    lay = Axes(source, target, ours, theirs, alignment)
+    found = []
+    for name in mine.keys() & its.keys():
+        wanted, got = its[name], mine[name]
+        if name in ("axis", "axes"):
+            if not lay.same_axes(listed(wanted), listed(got)):
+                found.append(Mismatch(name, lay.translated(listed(wanted), wanted), got))
+        elif name == "pads" and kind(theirs) == "Pad":
+            if not lay.same_pads(listed(wanted), listed(got)):
+                found.append(Mismatch(name, wanted, got))
+        elif name == "window":
+            if sorted(map(str, wanted.values())) != sorted(map(str, got.values())):
+                found.append(Mismatch(name, _windows(wanted), _windows(got)))
+        elif not _same(wanted, got):
+            found.append(Mismatch(name, wanted, got))
+    fused = _fused(ours, theirs)
+    return sorted(found, key=lambda item: item.name) + fused
+
+
+def _fused(ours: Node, theirs: Node) -> list[Mismatch]:
+    """Fused activations that differ where both operators have one."""
+    wanted, got = activation(ours), activation(theirs)
+    if wanted is None or got is None or wanted == got:
+        return []
+    return [Mismatch("activation", wanted, got)]
+
+
+def _windows(window: Mapping[int, list[int]]) -> str:
+    return (
+        ", ".join(f"axis {axis}: {begin} to {end} by {step}" for axis, (begin, end, step) in sorted(window.items()))
+        or "all"
+    )
+
+
+def _same(wanted: Any, got: Any) -> bool:
+    if isinstance(wanted, (int, float)) and isinstance(got, (int, float)):
+        if math.isinf(wanted) or math.isinf(got):
+            far = 3e38
+            return wanted == got or (abs(wanted) > far and abs(got) > far and (wanted > 0) == (got > 0))
+        return abs(wanted - got) <= 1e-5 * max(abs(wanted), abs(got), 1e-12)
+    if isinstance(wanted, str) and isinstance(got, str):
+        return wanted.lower() == got.lower()
+    if isinstance(wanted, list) and isinstance(got, list):
+        return len(wanted) == len(got) and all(_same(one, two) for one, two in zip(wanted, got, strict=True))
+    return bool(wanted == got)
+
+
+class Axes:
+    """Which axis of the target's operand is which axis of the source's."""
+
+    def __init__(self, source: Inside, target: Inside, ours: Node, theirs: Node, alignment: Alignment) -> None:
+        mine, its = target.data(theirs), source.data(ours)
+        self.target = target.shape(mine[0]) if mine else None
+        self.source = source.shape(its[0]) if its else None
+        self.order = self._order(alignment.matches.get(mine[0]) if mine else None, alignment)
+
+    def _order(self, match: Match | None, alignment: Alignment) -> list[int] | None:
+        """Target axis -> source axis of the squeezed operands; None where it is not known."""
+        if self.target is None or self.source is None:
+            return None
+        t, s = ([size for size in shape if size != 1] for shape in (self.target, self.source))
+        if len(t) != len(s):
+            return None
+        order = list(match.relation.permutation) if match is not None and match.ok else None
+        if order is not None and match is not None and match.relation.side == "target":
+            order = [order.index(place) for place in range(len(order))]
+        if order is None and len(t) in alignment.consensus:
+            order = list(alignment.consensus[len(t)])
+        if order is None or len(order) != len(t) or [s[place] for place in order] != t:
+            return None
+        return order
+
+    @staticmethod
+    def _tight(axes: Sequence[int], shape: Sequence[int]) -> set[int]:
+        """Axes counted among those that are larger than 1."""
+        numbers: dict[int, int] = {}
+        for place, size in enumerate(shape):
+            if size != 1:
+                numbers[place] = len(numbers)
+        return {numbers[axis % len(shape)] for axis in axes if axis % len(shape) in numbers}
+
+    def same_axes(self, wanted: list[int] | None, got: list[int] | None) -> bool:
+        """Whether the same axes are meant; where the layout is not known, axes of equal size count as the same."""
+        if wanted is None or got is None or self.target is None or self.source is None:
+            return True
+        if not self.target or not self.source:
+            return True
+        if self.order is not None:
+            return {self.order[axis] for axis in self._tight(got, self.target)} == self._tight(wanted, self.source)
+        sizes = [
+            sorted(shape[axis % len(shape)] for axis in axes)
+            for axes, shape in ((wanted, self.source), (got, self.target))
+        ]
+        return [size for size in sizes[0] if size != 1] == [size for size in sizes[1] if size != 1]
+
+    def translated(self, wanted: list[int] | None, original: Any) -> Any:
+        """The source's axes as the target would number them."""
+        if wanted is None or self.order is None or self.target is None or self.source is None:
+            return original
+        real = [place for place, size in enumerate(self.target) if size != 1]
+        axes = sorted(real[self.order.index(axis)] for axis in self._tight(wanted, self.source))
+        return axes if isinstance(original, list) or len(axes) != 1 else axes[0]
+
+    def same_pads(self, wanted: list[int] | None, got: list[int] | None) -> bool:
+        """Whether two lists of begins and ends for all axes say the same."""
+        if not wanted or not got or self.target is None or self.source is None:
+            return True
+        pairs = []
+        for pads, shape in ((wanted, self.source), (got, self.target)):
+            if len(pads) != 2 * len(shape):
+                return True
+            pairs.append([(pads[axis], pads[len(shape) + axis]) for axis in range(len(shape))])
+        real = [
+            [pair for pair, size in zip(item, shape, strict=True) if size != 1 or any(pair)]
+            for item, shape in zip(pairs, (self.source, self.target), strict=True)
+        ]
+        if self.order is not None and all(len(item) == len(self.order) for item in real):
+            return all(real[1][axis] == real[0][place] for axis, place in enumerate(self.order))
+        return sorted(real[0]) == sorted(real[1])

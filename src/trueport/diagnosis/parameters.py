@@ -1,0 +1,504 @@
+"""Whether each parameter of a stretch of the target is one of the source's, as it is or derived; and what is wrong with those that are not.
+
+Only the parameters of the *source region* explain: over the whole model, a parameter that was mixed up with another
+layer's would look explained. A weight must have the layout that its operator prescribes (or that the other weights of
+the model agree on): else a transposed kernel would look equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from trueport.align.types import Alignment
+from trueport.diagnosis import differences, layouts, pool, precision, recurrent
+from trueport.diagnosis.operators import kind
+from trueport.diagnosis.pool import Known, Norm, Pool
+from trueport.diagnosis.region import Inside, Parameter
+from trueport.diagnosis.types import Cause
+from trueport.graph import FINE, Node
+
+WEIGHTED = frozenset({
+    "Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "LayerNormalization", "Einsum", "PRelu"
+})  # fmt: skip
+"""Kinds whose parameters count even when they have only two or three elements."""
+
+UNEXPLAINED, SLOT, MISSING, ON_GRID = 2.0, 2.5, 1.2, 2.6
+"""Weights of evidence; an unexplained parameter weighs up to 1 more, by how far off it is."""
+
+_DECLARED_SLACK = {"float16": 2e-3, "bfloat16": 1e-2, "int8-dynamic": 2e-2, "int8": 2e-2}
+"""Relative distance up to which a declared precision explains a vector (its grid is that of its input and weight)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with a parameter that `node` reads."""
+
+    node: Node
+    cause: Cause
+    what: str
+    source_value: Any
+    target_value: Any
+    weight: float
+    source_nodes: tuple[str, ...] = ()
+    parameter: str | None = None
+
+
+@dataclass
+class Region:
+    """A finding's stretch of both models. `ours`: source nodes (all granularities), `theirs`: target nodes."""
+
+    source: Inside
+    target: Inside
+    ours: tuple[Node, ...]
+    theirs: tuple[Node, ...]
+    alignment: Alignment
+    declared: str = "float32"
+    _taken: list[Known] = field(default_factory=list)
+
+    @cached_property
+    def pool(self) -> Pool:
+        """What the source region gives."""
+        return pool.pool_of(self.source, self.ours)
+
+    # -- faults ---------------------------------------------------------------------------------------------------
+
+    def faults(self) -> list[Fault]:
+        """Everything wrong with the parameters that the target region reads."""
+        found: list[Fault] = []
+        self._taken.clear()
+        open_ones: list[tuple[Parameter, np.ndarray]] = []
+        explained: set[str] = set()
+        for node in self.theirs:
+            if not self.target.runs(node):
+                continue
+            packed = self._recurrent(node)
+            if packed is not None:
+                found += packed
+                continue
+            swapped = self._slots(node)
+            found += swapped
+            for item in () if swapped else self.target.parameters(node):
+                if not counts(item):
+                    continue
+                known = self.explain(item)
+                if known is None:
+                    open_ones.append((item, pool.raw_of(item).array))
+                else:
+                    explained.add(node.name)
+                    self._taken.append(known)
+        for item, array in open_ones:
+            fault = self._diagnosed(item, array)
+            if fault is not None:
+                found.append(fault)
+        found += self._absent(open_ones)
+        return found
+
+    def explain(self, item: Parameter) -> Known | None:
+        """The array of the source region that a target parameter is, or None. Zeros and ones explain themselves where
+        the source has nothing else to put there."""
+        mine = pool.raw_of(item)
+        for known in self._expected(item, mine):
+            if self._equal(mine, known):
+                return known
+        for known in self.pool.raw:
+            folded = self._folded(mine, known)
+            if folded is not None:
+                return folded
+        return self._joined(mine) or self._plain(item, mine)
+
+    def _expected(self, item: Parameter, mine: Known) -> Iterator[Known]:
+        """Arrays of the source region of the same size, those of the same role first."""
+        size = mine.array.size
+        fitting = [known for known in self.pool.everything if known.array.size == size]
+        yield from sorted(fitting, key=lambda known: 0 if known.parameter and known.parameter.slot == item.slot else 1)
+
+    def _equal(self, mine: Known, known: Known) -> bool:
+        """Equal in the layout that both operators prescribe, or that the rest of the model agrees on."""
+        t, s = mine.array, known.array
+        if mine.axes and known.axes:
+            if pool.close(layouts.tight(t), layouts.tight(s), known.terms) and _alike(t, s):
+                return True
+            return bool(np.any(t.shape != s.shape)) and self._same_matrix(t, s)
+        if max(layouts.tight(t).ndim, layouts.tight(s).ndim) <= 1:
+            return pool.close(t, s, known.terms)
+        return self._by_votes(mine, known)
+
+    @staticmethod
+    def _same_matrix(t: np.ndarray, s: np.ndarray) -> bool:
+        """A 1x1 convolution and a matrix, or a Gemm after a Flatten and a convolution of the whole picture."""
+        flat_t, flat_s = t.reshape(len(t), -1), s.reshape(len(s), -1)
+        return flat_t.shape == flat_s.shape and pool.close(flat_t, flat_s)
+
+    def _by_votes(self, mine: Known, known: Known) -> bool:
+        if known.parameter is None or mine.parameter is None:
+            return pool.close(mine.array, known.array, known.terms)
+        t, s = mine.parameter.array, known.parameter.array
+        if not layouts.same_elements(layouts.print_of(t), layouts.print_of(s)):
+            return False
+        fitting = [
+            way for way, a, b in layouts.readings(t, s) if pool.close(np.asarray(a, float), np.asarray(b, float))
+        ]
+        if not fitting:
+            return False
+        plain = any(list(way.permutation) == sorted(way.permutation) for way in fitting)
+        others = self._votes(layouts.key_of(mine.parameter), layouts.key_of(known.parameter))
+        if others:
+            most = max(others.values())
+            return any(others.get(way, 0) == most for way in fitting)
+        rank = layouts.tight(s).ndim
+        natural = self.alignment.consensus.get(rank)
+        if plain or (natural is not None and layouts.Moved("source", tuple(natural)) in fitting):
+            return True
+        return (
+            kind(mine.parameter.node) in ("Einsum", "MatMul", "Gemm", "Attention", "MultiHeadAttention")
+            and t.ndim != s.ndim
+        )
+
+    def _votes(self, target_key: tuple[str, int], source_key: tuple[str, int]) -> dict[layouts.Moved, int]:
+        """How weights of the same kinds of operators outside the region are laid out, where the target agrees."""
+        inside = {node.name for node in self.theirs}
+        targets = [
+            item
+            for node in self.target.graph.nodes
+            if node.name not in inside and any(self.alignment.ok(name) for name in node.outputs)
+            for item in self.target.parameters(node)
+            if item.real and item.array.ndim > 1 and layouts.key_of(item) == target_key
+        ]
+        if not targets:
+            return {}
+        sources = [
+            item
+            for node in self.source.graph.nodes
+            for item in self.source.parameters(node)
+            if item.real and item.array.ndim > 1 and layouts.key_of(item) == source_key
+        ]
+        return dict(layouts.votes(targets[:24], sources))
+
+    def _folded(self, mine: Known, known: Known) -> Known | None:
+        """A weight times a known scale, per output or input channel."""
+        if mine.array.ndim < 2 or not self.pool.scales or mine.array.size != known.array.size:
+            return None
+        t, s = mine.array, known.array
+        if t.shape != s.shape:
+            t, s = layouts.tight(t), layouts.tight(s)
+        for axis in (0, 1):
+            factor = pool.factors_between(t, s, axis)
+            scale = None if factor is None else pool.known_factor(factor, self.pool.scales)
+            if scale is not None:
+                return Known(t, (*known.names, *scale.names), "folded weights", axes=known.axes)
+        return None
+
+    def _joined(self, mine: Known) -> Known | None:
+        """A block of a larger source array, or several of them end to end, in the order in which the source has them."""
+        t = mine.array
+        for known in self.pool.raw:
+            s = known.array
+            if s.size > t.size and s.ndim == t.ndim and pool.is_block(t, s):
+                return Known(t, known.names, "a block", axes=known.axes)
+        for axis in range(min(t.ndim, 2)):
+            names: list[str] = []
+            filled = 0
+            for known in self.pool.raw:
+                s = known.array
+                if s.ndim != t.ndim or s.shape[axis] > t.shape[axis] - filled or s.size >= t.size:
+                    continue
+                part = np.take(t, range(filled, filled + s.shape[axis]), axis)
+                if part.shape == s.shape and pool.close(part, s):
+                    names += known.names
+                    filled += s.shape[axis]
+            if filled == t.shape[axis] and filled:
+                return Known(t, tuple(names), "joined", axes=mine.axes)
+        return None
+
+    def _plain(self, item: Parameter, mine: Known) -> Known | None:
+        """An array of one value throughout: a scalar that was spread, or the zeros and ones of an absent parameter."""
+        flat = mine.array.ravel()
+        if np.any(flat != flat[0]):
+            return None
+        for known in self.pool.raw:
+            if np.all(known.array == known.array.flat[0]) and abs(known.array.flat[0] - flat[0]) <= 1e-6 * abs(flat[0]):
+                return Known(mine.array, known.names, "spread")
+        if float(flat[0]) not in (0.0, 1.0) or (mine.array.ndim > 1 and mine.axes):
+            return None
+        wanted = [
+            known
+            for known in [*self.pool.raw, *self.pool.vectors]
+            if known.array.size == flat.size and np.any(known.array) and pool.is_bias(known)
+        ]
+        if flat[0] == 0 and wanted and not self._satisfied(item, wanted):
+            return None
+        return Known(mine.array, (), "nothing")
+
+    def _satisfied(self, item: Parameter, wanted: Sequence[Known]) -> bool:
+        """Whether another parameter of the target region is one of those that could belong here."""
+        arrays = [
+            np.asarray(other.array, np.float64).ravel()
+            for node in self.theirs
+            for other in self.target.parameters(node)
+            if other.real and other.name != item.name and other.array.size == wanted[0].array.size
+        ]
+        return any(pool.close(array, known.array.ravel(), known.terms) for array in arrays for known in wanted)
+
+    # -- what is wrong --------------------------------------------------------------------------------------------
+
+    def _diagnosed(self, item: Parameter, array: np.ndarray) -> Fault | None:
+        """Say what an unexplained parameter is. None when the declared precision explains it."""
+        mine = pool.raw_of(item)
+        nearest = self._nearest(item, mine)
+        if nearest is not None:
+            grid = self._grid(mine, nearest)
+            if grid is not None:
+                return None if precision.covered(grid, self.declared) else self._on_grid(item, nearest, grid)
+            slack = _DECLARED_SLACK.get(self.declared, 0.0)
+            if array.size == nearest.array.size and differences.distance(array, nearest.array) < slack:
+                return None
+        epsilon = self._wrong_epsilon(mine)
+        if epsilon is not None:
+            return self._fault(item, epsilon[0], epsilon[1], epsilon[2], nearest, 1.0)
+        foreign = None if not np.any(array) else self._foreign(mine)
+        label = f"{_role(item)} '{item.stored}'"
+        own = f"{item.stored}: {differences.shown(item.array)}"
+        if foreign is not None:
+            owner = foreign.parameter.node.shown if foreign.parameter is not None else ""
+            shared = self._shared(item)
+            what = f"{label} is that of another layer: {foreign.label}{f' of {owner!r}' if owner else ''}{shared}"
+            return self._fault(item, what, _shown(nearest), f"{own} = {foreign.label}", nearest, 1.0)
+        if nearest is None:
+            what = f"{label} is none of the source's parameters here, as they are or derived{self._shared(item)}"
+            return self._fault(item, what, "no parameter of that size", own, None, 0.3)
+        if array.size == nearest.array.size and pool.close(array.ravel(), nearest.array.ravel()):
+            what = f"{label} is laid out unlike the other weights that operators of its kind read"
+            return self._fault(item, what, _shown(nearest), own, nearest, 1.0)
+        how = differences.between(array, nearest.array, weight=bool(mine.axes and nearest.axes))
+        target_value = f"{own}, {how.detail}" if how.detail else own
+        return self._fault(
+            item, f"{label} {how.what}{self._shared(item)}", _shown(nearest), target_value, nearest, min(1.0, how.far)
+        )
+
+    def _fault(
+        self, item: Parameter, what: str, source_value: Any, target_value: Any, nearest: Known | None, far: float
+    ) -> Fault:
+        names = (nearest.parameter.node.name,) if nearest is not None and nearest.parameter is not None else ()
+        return Fault(
+            item.node, Cause.PARAMETERS, what, source_value, target_value, UNEXPLAINED + far, names, item.stored
+        )
+
+    def _on_grid(self, item: Parameter, nearest: Known, grid: str) -> Fault:
+        what = f"{_role(item)} '{item.stored}' is the source's rounded to {grid}, which nobody declared"
+        far = differences.distance(pool.raw_of(item).array, nearest.array)
+        target_value = f"{item.stored}: {differences.shown(item.array)}, on a {grid} grid, off by {far:.2g} of its size"
+        names = (nearest.parameter.node.name,) if nearest.parameter is not None else ()
+        return Fault(item.node, Cause.PRECISION, what, _shown(nearest), target_value, ON_GRID, names, item.stored)
+
+    @staticmethod
+    def _grid(mine: Known, nearest: Known) -> str | None:
+        t, s = mine.array, nearest.array
+        if t.shape != s.shape:
+            t, s = layouts.tight(t), layouts.tight(s)
+        return precision.grid_of(t, s) if t.shape == s.shape else None
+
+    def _nearest(self, item: Parameter, mine: Known) -> Known | None:
+        """What the source region most likely has in the place of a parameter: of equal size, the closest, then the same slot."""
+        candidates = list(self._expected(item, mine))
+        if mine.array.ndim >= 2:
+            for known in list(candidates):
+                for scale in self.pool.scales:
+                    if known.array.ndim >= 2 and scale.array.size == len(known.array):
+                        shape = (-1, *[1] * (known.array.ndim - 1))
+                        folded = known.array * scale.array.reshape(shape)
+                        names = (*known.names, *scale.names)
+                        candidates.append(
+                            Known(folded, names, "folded weights", axes=known.axes, parameter=known.parameter)
+                        )
+        if not candidates:
+            return None
+
+        def rank(known: Known) -> tuple[float, int, int]:
+            flat = layouts.tight(known.array).ravel()
+            tied = (
+                known.parameter is not None
+                and known.parameter.slot == item.slot
+                and kind(known.parameter.node) == kind(item.node)
+            )
+            far = differences.distance(mine.array, flat)
+            taken = any(known.array is other.array for other in self._taken)
+            mixed = layouts.same_elements(layouts.print_of(mine.array), layouts.print_of(known.array))
+            return (0.0 if mixed else min(far, 1.0) if far < 0.9 else 1.0, int(taken), 0 if tied else 1)
+
+        return min(candidates, key=rank)
+
+    def _wrong_epsilon(self, mine: Known) -> tuple[str, str, str] | None:
+        """A BatchNorm that was folded with another epsilon: guessed from the factors, proven by folding with it."""
+        for norm in (norm for node in self.ours if (norm := pool.norm_of(self.source, node)) is not None):
+            for guess in self._epsilons(mine, norm):
+                scale = norm.scale(guess)
+                terms = float(np.max(np.abs(norm.slots["beta"])) + np.max(np.abs(norm.slots["mean"] * scale)))
+                if abs(guess / max(norm.epsilon, 1e-12) - 1) > 0.02 and any(
+                    pool.close(mine.array, array, terms) for array in self._folds(mine, norm, scale)
+                ):
+                    usual = f"{norm.epsilon:.3g}"
+                    what = f"BatchNorm '{norm.node.shown}' was folded in with epsilon {guess:.3g} instead of {usual}"
+                    return what, f"epsilon {usual}", f"epsilon {guess:.3g}"
+        return None
+
+    def _folds(self, mine: Known, norm: Norm, scale: np.ndarray) -> Iterator[np.ndarray]:
+        """What a parameter of this size would be after folding with a scale: weights, then shifts."""
+        if mine.array.ndim >= 2:
+            for known in self.pool.raw:
+                if known.array.shape == mine.array.shape and len(known.array) == scale.size:
+                    yield known.array * scale.reshape(-1, *[1] * (known.array.ndim - 1))
+        elif mine.array.size == scale.size:
+            for bias in (np.zeros(scale.size), *(k.array.ravel() for k in self.pool.raw if k.array.size == scale.size)):
+                yield norm.slots["beta"] + (bias - norm.slots["mean"]) * scale
+
+    def _epsilons(self, mine: Known, norm: Norm) -> Iterator[float]:
+        """The epsilons that the ratio to a parameter folded with scale 1 suggests, each rounded as people write them."""
+        ones = np.ones(norm.slots["var"].size)
+        for plain in self._folds(mine, norm, ones):
+            with np.errstate(all="ignore"):
+                if plain.ndim >= 2:
+                    factor = pool.factors_between(mine.array, plain, 0)
+                else:
+                    factor = (mine.array.ravel() - norm.slots["beta"]) / (plain - norm.slots["beta"])
+                if factor is None:
+                    continue
+                seen = np.square(norm.slots["gamma"] / factor) - norm.slots["var"]
+            seen = seen[np.isfinite(seen)]
+            middle = float(np.median(seen)) if seen.size else 0.0
+            if middle > 0:
+                yield float(f"{middle:.1g}")
+                yield float(f"{middle:.3g}")
+
+    def _foreign(self, mine: Known) -> Known | None:
+        """A parameter of the source outside the region that this one is."""
+        inside = {node.name for node in self.ours}
+        for node in self.source.graph.nodes:
+            if node.name in inside or node.name.startswith(FINE) or not self.source.runs(node):
+                continue
+            for item in self.source.parameters(node):
+                if item.real and item.array.size == mine.array.size > 1 and np.any(item.array != item.array.flat[0]):
+                    known = pool.raw_of(item)
+                    if pool.close(layouts.tight(mine.array), layouts.tight(known.array)):
+                        return known
+            norm = pool.norm_of(self.source, node)
+            if norm is not None and norm.slots["var"].size == mine.array.size:
+                nearby = self.source.graph.producer(node.inputs[0])
+                derived = pool.pool_of(self.source, (nearby, node) if nearby is not None else (node,))
+                for known in [*derived.vectors, *derived.scales]:
+                    if pool.close(mine.array, known.array, known.terms):
+                        label = Parameter(node, 0, known.names[0], known.names[0], known.array)
+                        return Known(known.array, known.names, known.how, known.terms, parameter=label)
+        return None
+
+    def _shared(self, item: Parameter) -> str:
+        readers = [node for node in self.target.graph.nodes if item.stored in node.inputs]
+        return f"; {len(readers)} nodes share this constant" if len(readers) > 1 else ""
+
+    # -- whole nodes ------------------------------------------------------------------------------------------------
+
+    def _recurrent(self, node: Node) -> list[Fault] | None:
+        """The faults of a recurrent node; None when it is none, or packed in a way that is not known."""
+        theirs = recurrent.cells(self.target.parameters(node)) if kind(node) in recurrent.KINDS else ()
+        ours = [cell for item in self.ours for cell in recurrent.cells(self.source.parameters(item))]
+        if not theirs or not ours:
+            return None
+        names = tuple(item.name for item in self.ours if kind(item) in recurrent.KINDS)
+        return [
+            Fault(
+                node,
+                Cause.PARAMETERS,
+                fault.what,
+                f"{', '.join(fault.names)}: {fault.source_value}",
+                f"{fault.parameter}: {fault.target_value}",
+                UNEXPLAINED + 1,
+                names,
+                fault.parameter,
+            )
+            for fault in recurrent.compare(theirs, ours)
+        ]
+
+    def _slots(self, node: Node) -> list[Fault]:
+        """Parameters of a normalisation that stand in each other's place."""
+        if not kind(node).endswith("Normalization"):
+            return []
+        for other in self.ours:
+            if kind(other) != kind(node):
+                continue
+            named = pool.slots_of(self.target, node), pool.slots_of(self.source, other)
+            mine, its = named
+            if set(mine) != set(its) or len(mine) < 2:
+                continue
+            for first, second in [("mean", "var"), ("gamma", "beta"), ("gamma", "var"), ("beta", "mean")]:
+                if first not in mine or pool.close(its[first], its[second]):
+                    continue
+                crossed = pool.close(np.abs(mine[first]), np.abs(its[second])) and pool.close(
+                    np.abs(mine[second]), np.abs(its[first])
+                )
+                if crossed and not pool.close(mine[first], its[first]):
+                    words = {"var": "variance", "gamma": "scale", "beta": "shift"}
+                    what = f"{words.get(first, first)} and {words.get(second, second)} are exchanged"
+                    ours, theirs = (
+                        [differences.shown(slots[first]), differences.shown(slots[second])] for slots in (its, mine)
+                    )
+                    return [Fault(node, Cause.PARAMETERS, what, ours, theirs, SLOT + 0.5, (other.name,))]
+        return []
+
+    def _absent(self, open_ones: Sequence[tuple[Parameter, np.ndarray]]) -> list[Fault]:
+        """Biases of the source region that no parameter of the target region is, while it has no bias at all there."""
+        if open_ones:
+            return []
+        taken = {name.removeprefix(FINE) for known in self._taken for name in known.names}
+        arrays = [known.array.ravel() for known in self._taken]
+        found = []
+        for known in self.pool.raw:
+            item = known.parameter
+            if item is None or not pool.is_bias(known) or known.array.size < 2 or item.node.name.startswith(FINE):
+                continue
+            if item.stored.removeprefix(FINE) in taken or not np.any(known.array):
+                continue
+            if any(pool.close(array, known.array.ravel()) for array in arrays):
+                continue
+            hosts = [
+                node
+                for node in self.theirs
+                if kind(node) in ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
+                and not any(other.array.ndim == 1 for other in self.target.parameters(node))
+            ]
+            if len(hosts) == 1 and not any(kind(node) in ("Add", "BatchNormalization", "Sub") for node in self.theirs):
+                what = f"the bias '{item.stored}' of the source is missing"
+                found.append(
+                    Fault(hosts[0], Cause.PARAMETERS, what, _shown(known), "no bias", MISSING, (item.node.name,))
+                )
+        return found[:1]
+
+
+def counts(item: Parameter) -> bool:
+    """Whether a parameter is one that must be explained by itself, and not a scalar, a shape or an axis."""
+    least = 1 if kind(item.node) in WEIGHTED else 3
+    return item.real and item.array.size > least
+
+
+def _alike(t: np.ndarray, s: np.ndarray) -> bool:
+    return layouts.tight(t).shape == layouts.tight(s).shape
+
+
+def _role(item: Parameter) -> str:
+    axes = layouts.axes_of(item)
+    if axes is not None:
+        return "weights"
+    name = kind(item.node)
+    if layouts.tight(item.array).ndim <= 1 and name in ("Conv", "ConvTranspose", "Gemm", "Add"):
+        return "bias"
+    return "constant" if name not in WEIGHTED else "parameter"
+
+
+def _shown(known: Known | None) -> str:
+    if known is None:
+        return "no parameter of that size"
+    array = known.parameter.array if known.parameter is not None and not known.how else known.array
+    return f"{known.label}: {differences.shown(array)}"
