@@ -92,6 +92,18 @@ def test_nothing_put_in_gives_what_a_trace_gives(model):
     assert all(np.array_equal(got[name], whole[name]) for name in whole)
 
 
+@pytest.mark.parametrize("variant", ["default", "no-optimization", "single-thread"])
+@pytest.mark.parametrize("name", ["residual", "external", "two_conv_bn"])
+def test_the_outputs_of_an_uncut_replay_are_those_of_a_run_bit_for_bit(model, name, variant):
+    net = model(name)
+    x = samples(3, *{"residual": (2, 3, 16, 16), "external": (2, 6), "two_conv_bn": (1, 4, 12, 12)}[name])
+    ran = net.ask("run", cases={"only": {"x": x}}, precision="float32", variant=variant, emit=False)
+    expected = ran.value.value["only"]
+    got, _ = net.replay({"x": x}, {}, list(expected), variant=variant)
+    for key, array in expected.items():
+        np.testing.assert_array_equal(got[key], array)
+
+
 def test_a_value_that_is_put_in_and_wanted_comes_as_its_own_producer_makes_it(model):
     net = model("residual")
     whole = net.trace(inputs_of_residual())

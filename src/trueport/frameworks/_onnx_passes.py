@@ -50,8 +50,8 @@ def candidates(path: str, given: Mapping[str, Sequence[int]], wanted: str) -> di
     given: name -> shape of one run of the values that are put in. Only passes that changed this cut are listed, and
     the rules of rule-based ones that did.
     """
-    model = _onnx_replay.cut(path, {name: list(shape) for name, shape in given.items()}, [wanted])
-    log = _written(lambda: _onnx_run.session(path, "default", model=model, severity=1))
+    shapes = {name: list(shape) for name, shape in given.items()}
+    log = _written(lambda: _onnx_replay.load(path, "default", shapes, [wanted], severity=1))
     names = list(dict.fromkeys(_MODIFIED.findall(log)))
     if any(name.endswith(_RULE_BASED) for name in names):
         names += RULES

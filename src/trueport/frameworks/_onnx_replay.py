@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ COMPUTED = "trueport.computed/"
 """Before the name of a value that is put in: what its own producer makes."""
 _SIZE = "trueport.number/"
 _NODE = "trueport.node/"
+_LARGE = 256
+"""Stored tensors of more elements than this are handed to the runtime in memory."""
 _BLAMED = re.compile(r"Name:'([^']*)' Status Message|Node ?(?:\(| with name ')([^)']*)[)']")
 """How ONNX Runtime names the node that fails, when it runs and when it loads."""
 
@@ -191,20 +193,50 @@ def _index(path: str, changed: int) -> _Index:
 def _loaded(path: str, changed: int, variant: str, given: Shapes, wanted: tuple[str, ...]) -> _onnx_run.Runner:
     """Load a cut; a search asks for the same one again and again, with other values."""
     declared = {name: shape if variant != _onnx_trace.VARIANT else None for name, shape in given}
-    model = cut(path, declared, wanted)
     if variant != "reference":
-        return _onnx_run.runner(path, variant, model=model)
+        return _onnx_run.wrap(load(path, variant, declared, wanted))
     from onnx.external_data_helper import load_external_data_for_model
 
+    model = cut(path, declared, wanted)
     load_external_data_for_model(model, str(Path(path).parent))
     plain = _onnx_run.runner(path, "no-optimization", model=model)
     return _onnx_run.reference_runner(model, plain.inputs)
 
 
-def cut(path: str, given: Mapping[str, Sequence[int] | None], wanted: Sequence[str]) -> Any:
+def load(
+    path: str, variant: str, given: Mapping[str, Sequence[int] | None], wanted: Sequence[str], *, severity: int = 4
+) -> Any:
+    """Load a cut (see `cut`) in ONNX Runtime; the large stored tensors are handed over in memory, not written out again."""
+    stored = _stored(path, _onnx_file.modified(path))
+    model = cut(path, given, wanted, without=stored)
+    named = {tensor.name for tensor in model.graph.initializer}
+    used = {name: value for name, value in stored.items() if name in named}
+    return _onnx_run.session(path, variant, model=model, stored=used, severity=severity)
+
+
+@functools.lru_cache(maxsize=1)
+def _stored(path: str, changed: int) -> dict[str, Any]:
+    """Initialiser -> OrtValue of each that is large and lies in the file itself. Small ones may be shapes, which a graph shows."""
+    from onnx import TensorProto, numpy_helper
+    from onnxruntime import OrtValue
+
+    plain = set(_onnx_run.DTYPES.values()) - {"str"}
+    return {
+        tensor.name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(numpy_helper.to_array(tensor)))
+        for tensor in _onnx_file.parsed(path).graph.initializer
+        if np.prod(tensor.dims, dtype=np.int64) > _LARGE
+        and tensor.data_location != TensorProto.EXTERNAL
+        and _onnx_file.dtype_name(tensor.data_type) in plain
+    }
+
+
+def cut(
+    path: str, given: Mapping[str, Sequence[int] | None], wanted: Sequence[str], *, without: Collection[str] = ()
+) -> Any:
     """Make the model that computes `wanted` (a name of `trueport.number/` asks for a size) and reads `given` as inputs.
 
     given: name -> shape of one run, or None to leave even the rank open. The outputs come in the order of `wanted`.
+    without: stored tensors that are named and left empty; whoever loads the model hands them over.
     """
     from onnx import helper
 
@@ -226,7 +258,7 @@ def cut(path: str, given: Mapping[str, Sequence[int] | None], wanted: Sequence[s
     for name, source in zip(wanted, sources):
         if name != source:
             graph.node.append(helper.make_node("Size", [_computed(source, given)], [name]))
-    _add_constants(graph, index, needed, given, sources)
+    _add_constants(graph, index, needed, given, sources, without)
     _add_inputs(graph, index, needed, given)
     outputs = [name if name.startswith(_SIZE) else _computed(name, given) for name in wanted]
     graph.output.extend(helper.make_empty_tensor_value_info(name) for name in outputs)
@@ -251,17 +283,30 @@ def _needed(index: _Index, given: set[str], wanted: Sequence[str]) -> tuple[list
 
 
 def _add_constants(
-    graph: Any, index: _Index, needed: set[str], given: Mapping[str, Any], wanted: Sequence[str]
+    graph: Any,
+    index: _Index,
+    needed: set[str],
+    given: Mapping[str, Any],
+    wanted: Sequence[str],
+    without: Collection[str],
 ) -> None:
     """Copy the stored tensors that are read; one that is put in and wanted as well stays under its other name."""
+    from onnx import TensorProto
+
     for name, tensor in index.stored.items():
         replaced = name in given
         if name not in (wanted if replaced else needed):
             continue
-        copy = (graph.sparse_initializer if hasattr(tensor, "indices") else graph.initializer).add()
+        sparse = hasattr(tensor, "indices")
+        copy = (graph.sparse_initializer if sparse else graph.initializer).add()
+        if name in without and not replaced:
+            copy.name, copy.data_type, copy.data_location = name, tensor.data_type, TensorProto.EXTERNAL
+            copy.dims.extend(tensor.dims)
+            copy.external_data.add(key="location", value="trueport.memory")
+            continue
         copy.CopyFrom(tensor)
         if replaced:
-            (copy.values if hasattr(tensor, "indices") else copy).name = COMPUTED + name
+            (copy.values if sparse else copy).name = COMPUTED + name
 
 
 def _add_inputs(graph: Any, index: _Index, needed: set[str], given: Mapping[str, Any]) -> None:

@@ -73,10 +73,12 @@ def options(variant: str) -> Any:
     return made
 
 
-def session(path: str, variant: str, *, model: Any = None, severity: int = 4) -> Any:
+def session(
+    path: str, variant: str, *, model: Any = None, stored: Mapping[str, Any] | None = None, severity: int = 4
+) -> Any:
     """Load a file, or a changed `model` whose external data lie beside `path`. Raises BadModel or Unsupported.
 
-    severity: the least that ONNX Runtime writes of (1: what the optimiser does, 4: nothing that it survives).
+    stored: the OrtValue of each initialiser that the model names but does not hold. severity: the least that ONNX Runtime writes of (1: what the optimiser does, 4: nothing that it survives).
     """
     import onnxruntime
 
@@ -89,12 +91,16 @@ def session(path: str, variant: str, *, model: Any = None, severity: int = 4) ->
             "session.model_external_initializers_file_folder_path", str(Path(path).parent.absolute())
         )
         source = _serialised(model, path)
+    if stored:
+        made.add_external_initializers(list(stored), list(stored.values()))
     try:
-        return onnxruntime.InferenceSession(
+        loaded = onnxruntime.InferenceSession(
             source, made, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
     except Exception as error:
         raise _refusal(error, path) from error
+    loaded.trueport_stored = stored  # the session may read them in place: they must live as long
+    return loaded
 
 
 def _serialised(model: Any, path: str) -> bytes:
