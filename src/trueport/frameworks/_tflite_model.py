@@ -48,7 +48,8 @@ OPAQUE = frozenset({"str", "resource", "variant", "bfloat16", "int2", "float8_e4
 """Types whose values cannot be handed over."""
 _GRID = frozenset({"int8", "uint8", "int16", "uint16", "int4", "uint4"})
 """Types that hold quantised activations when a tensor of them has a scale."""
-_PACKED = frozenset({"int4", "uint4"})
+_NIBBLES = {"int4": (-8, 7), "uint4": (0, 15)}
+_PACKED = frozenset(_NIBBLES)
 
 
 class Quantization(NamedTuple):
@@ -165,7 +166,7 @@ class Model:
                     dtype=dtype,
                     shape=shape,
                     dims=self._dims(index, item, shape, ranked),
-                    quantization=_quantization(item, dtype, constant=constant),
+                    quantization=read_grid(item, dtype, constant=constant),
                     constant=constant,
                     variable=bool(item.isVariable),
                     buffer=int(item.buffer),
@@ -331,27 +332,40 @@ def pack(root: Any) -> bytes:
 def quantize(tensor: Tensor, values: np.ndarray) -> np.ndarray:
     """Put real values on the grid of a quantised tensor: round half to even, clip, NaN to the zero point."""
     assert tensor.quantization is not None
-    limits = np.iinfo(tensor.dtype)
-    zero = float(tensor.quantization.zero_point[0])
-    steps = np.rint(np.asarray(values, dtype=np.float64) / float(tensor.quantization.scale[0])) + zero
+    return on_grid(values, tensor.quantization, tensor.dtype)
+
+
+def on_grid(values: np.ndarray, grid: Quantization, dtype: str) -> np.ndarray:
+    """Return the stored integers of real values, at most a byte wide where the dtype packs two to a byte."""
+    low, high = _NIBBLES.get(dtype) or (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    scale, zero = (part.astype(np.float64) for part in _along_axis(grid, np.ndim(values)))
+    steps = np.rint(np.asarray(values, dtype=np.float64) / scale) + zero
     steps = np.where(np.isnan(steps), zero, steps)
-    return np.asarray(np.clip(steps, limits.min, limits.max).astype(tensor.dtype))
+    return np.asarray(np.clip(steps, low, high).astype({"int4": "int8", "uint4": "uint8"}.get(dtype, dtype)))
 
 
 def dequantize(tensor: Tensor, values: np.ndarray) -> np.ndarray:
     """Return float32 values of a quantised tensor, any other tensor as it is."""
-    if tensor.quantization is None:
-        return values
-    scale, zero, axis = tensor.quantization
-    if scale.size > 1:
-        shape = [1] * values.ndim
-        shape[axis] = -1
-        scale, zero = scale.reshape(shape), zero.reshape(shape)
+    return values if tensor.quantization is None else off_grid(values, tensor.quantization)
+
+
+def off_grid(values: np.ndarray, grid: Quantization) -> np.ndarray:
+    """Return the float32 values of stored integers."""
+    scale, zero = _along_axis(grid, values.ndim)
     steps = values.astype(np.int64) - zero
     return np.asarray(steps.astype(np.float32) * scale)
 
 
-def _quantization(item: Any, dtype: str, *, constant: bool) -> Quantization | None:
+def _along_axis(grid: Quantization, axes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and zero point, of a shape that broadcasts along the axis they belong to."""
+    if grid.scale.size == 1:
+        return grid.scale.reshape(()), grid.zero_point.reshape(())
+    shape = [1] * axes
+    shape[grid.axis] = -1
+    return grid.scale.reshape(shape), grid.zero_point.reshape(shape)
+
+
+def read_grid(item: Any, dtype: str, *, constant: bool) -> Quantization | None:
     """Read the grid of a tensor. Integers wider than 16 bits are indices unless they are constants (biases)."""
     found = item.quantization
     if found is None or found.scale is None or len(found.scale) == 0 or not np.any(found.scale):
