@@ -58,6 +58,11 @@ def load(path: str, *, trust: bool) -> Loaded:
 
 @functools.lru_cache(maxsize=2)
 def _load(path: str, mtime: int, trust: bool) -> Loaded:
+    return read(path, trust=trust)
+
+
+def read(path: str, *, trust: bool) -> Loaded:
+    """Load a model anew, for who changes it. Raises as `load` does."""
     place = Path(path)
     configuration = files.config(place)
     carried = sorted(set(files.code_in(configuration)))

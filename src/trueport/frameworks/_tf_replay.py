@@ -20,7 +20,7 @@ from trueport.frameworks._tf_graph import Frozen, full, stack, windows
 
 KEPT = 2
 """Tapped graphs that stay in memory."""
-LIMIT = 2**30
+LIMIT = 2**29
 """Bytes of constants after which a session starts anew: it keeps a copy for every set of feeds and fetches it has seen."""
 _PREFIX = "trueport_tap_"
 
