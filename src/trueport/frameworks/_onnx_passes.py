@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable
 
-from trueport.frameworks import _onnx_replay, _onnx_run
+from trueport.frameworks import _onnx_cut, _onnx_run
 
 _MODIFIED = re.compile(r"GraphTransformer (\S+) modified: 1")
 _RULE_BASED = "RuleBasedTransformer"
@@ -51,7 +51,7 @@ def candidates(path: str, given: Mapping[str, Sequence[int]], wanted: str) -> di
     the rules of rule-based ones that did.
     """
     shapes = {name: list(shape) for name, shape in given.items()}
-    log = _written(lambda: _onnx_replay.load(path, "default", shapes, [wanted], severity=1))
+    log = _written(lambda: _onnx_cut.load(path, "default", shapes, [wanted], severity=1))
     names = list(dict.fromkeys(_MODIFIED.findall(log)))
     if any(name.endswith(_RULE_BASED) for name in names):
         names += RULES

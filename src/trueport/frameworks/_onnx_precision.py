@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from trueport.frameworks import _onnx_file, _onnx_trace
+from trueport.frameworks import _onnx_cut, _onnx_file, _onnx_trace
 from trueport.frameworks._base import Arrays, Unsupported
 
 _WEIGHT_SLOTS = {
@@ -176,7 +176,7 @@ def activation_ranges(path: str, inputs: Arrays) -> dict[str, tuple[float, float
     wanted = [
         item.name for item in graph.input if item.name in live and item.type.tensor_type.elem_type == TensorProto.FLOAT
     ]
-    shown = _onnx_trace.exposed(path)
+    shown = _onnx_cut.exposed(path)
     for node in graph.node:
         if live.intersection((*node.input, *_onnx_file.captured(node))):
             live.update(name for name in node.output if name)

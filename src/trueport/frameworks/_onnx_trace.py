@@ -6,56 +6,13 @@ How large the values are is asked of the runtime first, with a `Size` operator b
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from trueport.frameworks import _onnx_file, _onnx_run
+from trueport.frameworks import _onnx_cut, _onnx_run
 from trueport.frameworks._base import Arrays, Emit
-
-VARIANT = "no-optimization"
-_PREFIX = "trueport.number/"
-
-
-def exposed(path: str) -> dict[str, str]:
-    """Name -> dtype of every value that can be shown, in execution order. Left out: sequences, maps, optionals, bfloat16."""
-    return dict(_exposed(path, _onnx_file.modified(path)))
-
-
-@functools.lru_cache(maxsize=4)
-def _exposed(path: str, changed: int) -> tuple[tuple[str, str], ...]:
-    model = _onnx_file.read(path)
-    names = [name for node in model.graph.node for name in node.output if name]
-    names += [item.name for item in model.graph.output]
-    made = _onnx_run.session(path, VARIANT, model=with_outputs(model, list(dict.fromkeys(names))))
-    kinds = [(item.name, item.type) for item in made.get_outputs()]
-    return tuple((name, _onnx_run.DTYPES[kind]) for name, kind in kinds if kind in _onnx_run.DTYPES)
-
-
-def with_outputs(model: Any, names: Sequence[str]) -> Any:
-    """Make `names` the model's outputs, untyped, and forget every recorded shape: some files record wrong ones."""
-    from onnx import helper
-
-    del model.graph.output[:]
-    del model.graph.value_info[:]
-    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
-    _drop_unused(model.graph, set(names))
-    return model
-
-
-def _drop_unused(graph: Any, needed: set[str]) -> None:
-    """Remove the nodes on which none of the `needed` values depends: the runtime would run them all the same."""
-    kept = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed.update(node.input, _onnx_file.captured(node))
-            kept.append(node)
-    if len(kept) < len(graph.node):
-        copies = [type(node).FromString(node.SerializeToString()) for node in reversed(kept)]
-        del graph.node[:]
-        graph.node.extend(copies)
 
 
 def sizes(path: str, inputs: Arrays, names: Sequence[str]) -> dict[str, int]:
@@ -65,14 +22,19 @@ def sizes(path: str, inputs: Arrays, names: Sequence[str]) -> dict[str, int]:
 
 def measured(path: str, inputs: Arrays, names: Sequence[str], operator: str) -> dict[str, np.ndarray]:
     """Reduce each value to one number per run, inside the runtime: name -> [R] of `operator` (Size, ReduceMin, ReduceMax)."""
-    from onnx import helper
+    wanted = [_onnx_cut.NUMBER + name for name in names]
+    loaded = _onnx_run.wrap(_onnx_cut.load(path, _onnx_cut.VARIANT, {}, wanted, number=operator))
+    kept, _ = collect(loaded, *_feeds(path, loaded, inputs))
+    return {name: kept[place] for place, name in enumerate(names)}
 
-    model = _onnx_file.read(path)
-    given = {} if operator == "Size" else {"keepdims": 0}
-    model.graph.node.extend(helper.make_node(operator, [name], [_PREFIX + name], **given) for name in names)
-    loaded = _onnx_run.runner(path, VARIANT, model=with_outputs(model, [_PREFIX + name for name in names]))
-    found = _onnx_run.run_case(loaded, inputs)
-    return {name: np.asarray(found[_PREFIX + name]) for name in names}
+
+def _feeds(path: str, loaded: _onnx_run.Runner, inputs: Arrays) -> tuple[Iterable[Arrays], int]:
+    """Return what each run of a cut takes, and how many there are. Raises ValueError as `_onnx_run.prepare` does."""
+    known = _onnx_cut.index(path).inputs
+    needed = {name: array for name, array in inputs.items() if name in loaded.inputs or name not in known}
+    prepared = _onnx_run.prepare(loaded.inputs, needed)
+    runs = _onnx_run.count_runs(inputs)
+    return (_onnx_run.one_run(prepared, index) for index in range(runs)), runs
 
 
 def windows(costs: dict[str, int], budget: int) -> list[list[str]]:
@@ -93,7 +55,7 @@ def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budge
 
     Raises ValueError for a name that is no value of the model.
     """
-    shown = exposed(path)
+    shown = _onnx_cut.exposed(path)
     unknown = [name for name in wanted if name not in shown and name not in inputs]
     if unknown:
         raise ValueError(f"the model has no value named {unknown[0]!r} that can be shown ({len(unknown)} such names)")
@@ -104,9 +66,9 @@ def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budge
     if not names:
         return {"runs": 0, "windows": 0, "skipped": []}
     runs = max(1, len(next(iter(inputs.values()))) if inputs else 1)
-    counts = sizes(path, inputs, names)
-    # While a window is held, one run's results stand beside the stacked arrays.
-    costs = {name: counts[name] * item_size(shown[name]) * (runs + 1) // runs for name in names}
+    # One run tells the sizes of all, nearly always. While a window is held, one run's results stand beside the stacked arrays.
+    counts = sizes(path, {name: array[:1] for name, array in inputs.items()}, names)
+    costs = {name: counts[name] * item_size(shown[name]) * (runs + 1) for name in names}
     groups = windows(costs, budget)
     skipped: list[str] = []
     for group in groups:
@@ -121,10 +83,8 @@ def item_size(dtype: str) -> int:
 
 def _show(path: str, inputs: Arrays, group: list[str], emit: Emit) -> list[str]:
     """Run R calls with these outputs only, then emit and drop each; return those whose shapes differ between runs."""
-    loaded = _onnx_run.runner(path, VARIANT, model=with_outputs(_onnx_file.read(path), group))
-    prepared = _onnx_run.prepare(loaded.inputs, inputs)
-    runs = _onnx_run.count_runs(prepared)
-    kept, uneven = collect(loaded, (_onnx_run.one_run(prepared, index) for index in range(runs)), runs)
+    loaded = _onnx_run.wrap(_onnx_cut.load(path, _onnx_cut.VARIANT, {}, group))
+    kept, uneven = collect(loaded, *_feeds(path, loaded, inputs))
     for place in sorted(kept):
         emit(group[place], kept.pop(place))
     return [group[place] for place in uneven]

@@ -16,7 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from trueport.frameworks import _onnx_file, _onnx_passes, _onnx_precision, _onnx_replay, _onnx_run, _onnx_trace
+from trueport.frameworks import (
+    _onnx_cut,
+    _onnx_file,
+    _onnx_passes,
+    _onnx_precision,
+    _onnx_replay,
+    _onnx_run,
+    _onnx_trace,
+)
 from trueport.frameworks._base import Arrays, Emit, GraphDict, NodeDict, RunResult, SignatureDict, SpecDict, Unsupported
 
 NAME = "onnx"
@@ -231,7 +239,7 @@ def _multiplications(path: str, arrays: Arrays) -> float:
     """Estimate the multiply-adds of all runs: elements of a result times the weights that make one of them."""
     graph = _onnx_file.read(path).graph
     stored = _onnx_file.constants(graph)
-    shown = _onnx_trace.exposed(path)
+    shown = _onnx_cut.exposed(path)
     # Activation times activation (attention) is not counted: its inner size is not in the file.
     heavy: dict[str, float] = {}
     for node in graph.node:
@@ -246,7 +254,7 @@ def _multiplications(path: str, arrays: Arrays) -> float:
 
 def names(path: str, *, trust: bool) -> list[str]:
     """Every node output that is a tensor, in the file's order (ONNX demands a topological one), outputs included."""
-    return list(_onnx_trace.exposed(path))
+    return list(_onnx_cut.exposed(path))
 
 
 def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budget: int, trust: bool) -> dict[str, Any]:
