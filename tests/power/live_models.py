@@ -10,7 +10,7 @@ import numpy as np
 
 
 def build(maker, name, out):
-    """Write the model `name` of one maker ("torch", "tf", "keras", "onnx") at `out`."""
+    """Write the model `name` of one maker (a key of MAKERS) at `out`."""
     MAKERS[maker](name, out)
 
 
@@ -22,7 +22,7 @@ def _torch(name, out):
     import torch.nn.functional as F
     from torch import nn
 
-    torch.manual_seed(0)
+    torch.manual_seed(1 if name.endswith("-again") else 0)
 
     class Apply(nn.Module):
         def __init__(self, function, *parts):
@@ -48,6 +48,37 @@ def _torch(name, out):
 
         def forward(self, x):
             return self.drop(self.norm(self.conv(x))).mean((2, 3))
+
+    class Branches(nn.Module):
+        """Two convolutions with BatchNorm that read one input."""
+
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 6, 3)
+            self.left, self.right = nn.Conv2d(6, 6, 3, padding=1, bias=False), nn.Conv2d(6, 6, 1, bias=False)
+            self.norms = nn.ModuleList([nn.BatchNorm2d(6), nn.BatchNorm2d(6)])
+            for norm in self.norms:
+                nn.init.uniform_(norm.weight, 0.5, 2.0)
+                for values in (norm.bias, norm.running_mean):
+                    nn.init.normal_(values)
+                nn.init.uniform_(norm.running_var, 0.5, 2.0)
+
+        def forward(self, x):
+            x = torch.relu(self.stem(x))
+            left, right = self.norms[0](self.left(x)), self.norms[1](self.right(x))
+            return (torch.relu(left) - torch.sigmoid(right)).mean((2, 3))
+
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(5, 7, batch_first=True), nn.Linear(7, 3)
+
+        def forward(self, x):
+            return self.head(self.lstm(x)[0][:, -1])
+
+    def small():
+        layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 36, 5))
 
     def long(*values):
         return torch.tensor(values, dtype=torch.int64)
@@ -96,6 +127,10 @@ def _torch(name, out):
             (torch.randn(2, 6),),
         ),
         "train_mode": lambda: (Normalised().train(), (torch.randn(2, 3, 8, 8),)),
+        "branches": lambda: (Branches(), (torch.randn(1, 3, 8, 8),)),
+        "lstm": lambda: (Recurrent(), (torch.randn(1, 4, 5),)),
+        "small": lambda: (small(), (torch.randn(1, 3, 8, 8),)),
+        "small-again": lambda: (small(), (torch.randn(1, 3, 8, 8),)),
     }  # fmt: skip
     model, sample = made[name]()
     dynamic = name in ("batch_mean", "train_mode")
@@ -129,6 +164,23 @@ def _tf(name, out):
     module = tf.Module()
     module.f = wrapped
     tf.saved_model.save(module, out, signatures=wrapped.get_concrete_function())
+
+
+def _keras2(name, out):
+    """An LSTM as Keras 2 saved it, whose hard_sigmoid is clip(0.2 x + 0.5)."""
+    import tf_keras as keras
+
+    keras.utils.set_random_seed(0)
+    x = keras.Input((6, 4), name="x")
+    y = keras.layers.LSTM(5, recurrent_activation="hard_sigmoid", name="lstm")(x)
+    keras.Model(x, keras.layers.Dense(3, name="head")(y)).save(out)
+
+
+def load_in_keras3(source, out):
+    """What a user does with a Keras 2 file in Keras 3: load it and save it again."""
+    import keras
+
+    keras.models.load_model(source, compile=False).save(out)
 
 
 def _keras(name, out):
@@ -165,6 +217,12 @@ def _onnx(name, out):
         weights[key] = np.array(numbers, np.int64)
         return key
 
+    def statistics(key, count):
+        """Scale, bias, mean and variance of a BatchNormalization."""
+        names = [floats(f"{key}-{part}", count) for part in ("scale", "bias", "mean", "var")]
+        weights[names[-1]] = np.abs(weights[names[-1]]) + 0.5
+        return names
+
     node = helper.make_node
     square = [1, 4, 4, 4]
 
@@ -172,9 +230,20 @@ def _onnx(name, out):
         return [node(op, ["x", *more], ["y"], **attributes)], [value("x", shape)], [value("y", out_shape, kind)]
 
     def norm():
-        names = [floats("scale", 4), floats("bias", 4), floats("mean", 4), floats("var", 4)]
-        weights["var"] = np.abs(weights["var"]) + 0.5
-        return one("BatchNormalization", *names)
+        return one("BatchNormalization", *statistics("norm", 4))
+
+    def branches(tied):
+        """Two Conv+BatchNorm on one input; with one common weight when `tied`."""
+        nodes = []
+        for key, weight in (("left", "w"), ("right", "w" if tied else "u")):
+            if weight not in weights:
+                floats(weight, 4, 4, 3, 3)
+            nodes += [
+                node("Conv", ["x", weight], [f"{key}-conv"], name=f"{key}-conv", pads=[1, 1, 1, 1]),
+                node("BatchNormalization", [f"{key}-conv", *statistics(key, 4)], [key], name=f"{key}-norm"),
+            ]
+        nodes += [node("Sigmoid", ["right"], ["gate"]), node("Mul", ["left", "gate"], ["y"])]
+        return nodes, [value("x", ["n", 4, 8, 8])], [value("y", ["n", 4, 8, 8])]
 
     made = {
         "softmax_axis2": lambda: one("Softmax", axis=2),
@@ -212,23 +281,29 @@ def _onnx(name, out):
             [value("x", [2, 6])],
             [value("y", [3, 4])],
         ),
+        "conv_bn_twice": lambda: branches(tied=False),
+        "conv_bn_tied": lambda: branches(tied=True),
+        "gemm_beta": lambda: (
+            [
+                node("Gemm", ["x", floats("w", 6, 4), floats("b", 4)], ["g"], beta=2.0),
+                node("BatchNormalization", ["g", *statistics("norm", 4)], ["y"]),
+            ],
+            [value("x", ["n", 6])],
+            [value("y", ["n", 4])],
+        ),
         "conv_bn": lambda: (
             [
                 node("Conv", ["x", floats("w", 6, 3, 3, 3), floats("b", 6)], ["c"]),
-                node(
-                    "BatchNormalization", ["c", *(floats(k, 6) for k in ("scale", "bias", "mean", "var"))], ["y"]
-                ),
+                node("BatchNormalization", ["c", *statistics("norm", 6)], ["y"]),
             ],
             [value("x", ["n", 3, 12, 12])],
             [value("y", ["n", 6, 10, 10])],
         ),
     }  # fmt: skip
     nodes, inputs, outputs = made[name]()
-    if name == "conv_bn":
-        weights["var"] = np.abs(weights["var"]) + 0.5
     stored = [numpy_helper.from_array(array, key) for key, array in weights.items()]
     graph = helper.make_graph(nodes, "g", inputs, outputs, stored)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), out)
 
 
-MAKERS = {"torch": _torch, "tf": _tf, "keras": _keras, "onnx": _onnx}
+MAKERS = {"torch": _torch, "tf": _tf, "keras": _keras, "keras2": _keras2, "onnx": _onnx}

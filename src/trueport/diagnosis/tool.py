@@ -269,17 +269,21 @@ class _Search:
         """Try routes until one reproduces the fault and another is faithful, or the time is up."""
         self.baseline = self._verified(self.given)
         work = self._workbench(self.session)
-        for route in self._ordered(routes, prefer):
-            if self._enough():
-                break
-            self._try(work, route)
-        if not self._solved():
-            for route in self._ways(work):
-                if self._solved() or self._late():
-                    break
+        ordered = self._ordered(routes, prefer)
+        hinted = [route for route in ordered if {hop.step.name for hop in route.hops} & set(prefer)]
+        for route in hinted:
+            if not self._enough():
                 self._try(work, route)
-        if routes is None and not self._solved() and not self._late():
-            self._older(prefer)
+        if routes is None and not self._found():
+            self._older([route.hops[0].step for route in hinted if len(route.hops) == 1])
+        for route in ordered:
+            if route not in hinted and not self._enough():
+                self._try(work, route)
+        for route in self._ways():
+            if not self._solved() and not self._late():
+                self._try(work, route)
+        if routes is None:
+            self._older(self._single())
         return self.trials
 
     def _verified(self, given: Feeds) -> Verification:
@@ -361,7 +365,7 @@ class _Search:
         same, closeness = self._likeness(attempt)
         self.trials.append(Trial(route=route, attempt=attempt, same=same, closeness=closeness, variant=variant))
 
-    def _ways(self, work: Workbench) -> Iterator[Route]:
+    def _ways(self) -> Iterator[Route]:
         """Options that lead around faults of the step that is at fault."""
         inputs = ",".join(spec.name for spec in self.reference.signature.inputs)
         at_fault = [trial.route for trial in self.trials if trial.verdict is not Verdict.FAITHFUL]
@@ -371,16 +375,18 @@ class _Search:
             for options in WAYS_OUT.get(route.hops[-1].step.name, ()):
                 yield _with(route, {key: value.format(inputs=inputs) for key, value in options.items()})
 
-    def _older(self, prefer: Sequence[str]) -> None:
+    def _single(self) -> list[Step]:
+        """The steps that can have made the target alone."""
+        found = [trial.route.hops[0].step for trial in self.trials if len(trial.route.hops) == 1]
+        return [steps()[self._made], *found] if self._made is not None else found
+
+    def _older(self, candidates: Sequence[Step]) -> None:
         """Try the versions of a tool that are installed beside the one of the lock."""
-        single = {trial.route.hops[0].step for trial in self.trials if len(trial.route.hops) == 1}
-        single |= {steps()[self._made]} if self._made is not None else set()
-        ordered = sorted(single, key=lambda step: (step.name not in prefer, step.name))
-        for step in ordered:
+        for step in dict.fromkeys(candidates):
             for variant in variants(self.session, step):
-                if self._solved() or self._late():
-                    return
-                self._with_variant(step, variant)
+                known = any(trial.variant == str(variant) and trial.route.hops[0].step == step for trial in self.trials)
+                if not known and not self._solved() and not self._late():
+                    self._with_variant(step, variant)
 
     def _with_variant(self, step: Step, variant: Variant) -> None:
         tried = [trial.route for trial in self.trials if [hop.step for hop in trial.route.hops] == [step]]
