@@ -278,3 +278,49 @@ def test_integers_text_and_shapes_that_depend_on_the_data(model):
     got, skipped = ragged.replay({}, {"r": np.float32([[1, 0, 1, 0, 0], [1, 1, 1, 0, 0]])}, ["places"])
     assert skipped == {"places": "its shape differs between runs"}
     assert got == {}
+
+
+# -- large models -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_model_of_more_than_two_gigabytes_is_cut_as_any_other(pool, env, tmp_path):
+    path = str(tmp_path / "huge.onnx")
+    arguments = {"out": path, "width": 23_500}
+    outcome = pool.call(env("onnx"), "onnx_models", "build_huge", arguments, stage=Stage.LOAD, paths=HERE)
+    assert not isinstance(outcome, Failure), outcome
+    net = Model(pool, env("onnx"), path)
+    x = samples(1, 1, 23_500)
+    # The weights are zero but for the first row, which is minus one.
+    got, _ = net.replay({"x": x}, {"h": x}, ["h", "y"])
+    np.testing.assert_array_equal(got["y"], -x)
+    np.testing.assert_array_equal(got["h"], np.broadcast_to(-x[..., :1], x.shape))
+
+
+@pytest.mark.parametrize("file", ["silero_vad/silero_vad_16k_op15.onnx", "yunet/yunet_n_dynamic.onnx"])
+def test_operators_of_a_real_model_repeat_its_values_one_by_one(pool, env, corpus, file):
+    """Local replay of a network with If branches, LSTM cells and shape arithmetic, and of one with many outputs."""
+    net = Model(pool, env("onnx"), str(corpus / "models" / file))
+    signature = net.ask("signature", emit=False).value.value
+    random = np.random.default_rng(0)
+    sizes = {"sr": (), "input": (1, 512) if "vad" in file else (1, 3, 96, 96)}
+    inputs = {}
+    for spec in signature["inputs"]:
+        shape = (
+            sizes.get(spec["name"])
+            if spec["name"] in sizes
+            else tuple(d if isinstance(d, int) else 1 for d in spec["shape"])
+        )
+        inputs[spec["name"]] = (
+            np.full((2, *shape), 16000) if spec["name"] == "sr" else random.normal(size=(2, *shape)).astype(np.float32)
+        )
+    whole = net.trace(inputs)
+    assert len(whole) > 20
+    got, skipped = net.replay(inputs, {**inputs, **whole}, list(whole))
+    assert skipped == {}
+    different = [name for name in whole if not np.array_equal(got[name], whole[name], equal_nan=True)]
+    assert different == []
+    half = list(whole)[len(whole) // 2]
+    outputs = [item["name"] for item in signature["outputs"]]
+    healed, _ = net.replay(inputs, {half: whole[half]}, outputs)
+    assert all(np.array_equal(healed[name], whole[name]) for name in outputs)

@@ -245,6 +245,38 @@ def test_an_output_that_other_kernels_compute_otherwise_is_no_effect_of_showing(
     assert "otherwise than the default ones" in effect.note
 
 
+def test_values_that_showing_changes_are_computed_one_at_a_time(traced):
+    target, plain = traced(trace=["perturb:10"])
+    assert runtime.deviation(plain["scores"], target.values["scores"]) > 0.01
+    assert runtime.retrace(target) == 6
+    assert runtime.observer_effect(target, plain).note == ""
+    assert set(target.values) == {"x0", *fake.names(str(target.artifact.path), trust=False)}
+    assert "6 values were computed one at a time" in target.notes[-1]
+
+
+def test_values_that_cannot_be_computed_alone_or_in_time_are_not_kept(traced):
+    for faults, seconds in (({"replay": ["unsupported"]}, 60.0), ({}, 0.0)):
+        target, _ = traced(trace=["perturb:10"], **faults)
+        assert runtime.retrace(target, seconds=seconds) == 0
+        assert set(target.values) == {"x0"}
+        assert "6 could not be had so" in target.notes[-1]
+
+
+def test_plain_outputs_are_those_of_a_run_and_its_failure_is_handed_on(traced):
+    target, plain = traced()
+    again = runtime.plain_outputs(target)
+    assert isinstance(again, Ok)
+    assert all(np.array_equal(again.value[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("behaviour", ["raise", "unsupported"])
+def test_a_model_that_traces_and_does_not_run_is_a_failure(session, save, behaviour):
+    made = tracing.trace(session, Artifact.open(save(faults={"run": [behaviour]})), feed())
+    assert isinstance(made, Ok)
+    assert isinstance(runtime.plain_outputs(made.value), Failure)
+    made.value.close()
+
+
 def test_where_the_model_cannot_be_cut_it_is_said_that_nothing_can_be_told(traced):
     target, plain = traced(run=["wrong-kernel:Softmax_chances"], replay=["unsupported"])
     effect = runtime.observer_effect(target, plain)

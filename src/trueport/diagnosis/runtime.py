@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from trueport.diagnosis.types import Cause, Evidence, Finding
+from trueport.feeds import Case
 from trueport.graph import FINE, Node
-from trueport.outcome import Failure, Stage
+from trueport.outcome import Failure, Ok, Outcome, Stage
 from trueport.session import framework_of
 from trueport.tracing import Traced
 from trueport.worker.pool import Reply
@@ -102,6 +103,43 @@ def observer_effect(
             exposure = {name: deviation(target.values[name], arrays[name]) for name in differing if name in arrays}
             target.session.pool.release(again.value.folder)
     return ObserverEffect(plain=off, exposure=exposure, tolerance=limit)
+
+
+def plain_outputs(target: Traced) -> Outcome[dict[str, np.ndarray]]:
+    """Run the model as it ships on the inputs of its trace: output -> [R, *shape]; those of uneven shape are left out."""
+    ran = target.session.run(target.artifact, [Case(name="traced", kind="data", inputs=target.inputs)])
+    if isinstance(ran, Failure):
+        return ran
+    outputs = ran.value.runs["traced"]
+    if isinstance(outputs, Failure):
+        return outputs
+    return Ok({name: array for name, array in outputs.items() if isinstance(array, np.ndarray)})
+
+
+def retrace(target: Traced, *, seconds: float = SECONDS) -> int:
+    """Trace again with nothing but one value shown at a time, where showing them together changes them (`ObserverEffect.exposed`).
+
+    The values are replaced in place; those that cannot be computed alone, or not in time, are removed: they are not
+    to be trusted. Returns how many were replaced, and leaves a note in `target.notes`.
+    """
+    deadline = time.monotonic() + seconds
+    names = [name for name in target.values if name in target.graph.producers and not name.startswith(FINE)]
+    replaced = 0
+    for name in names:
+        outcome = target.replay({}, [name]) if time.monotonic() < deadline else None
+        if isinstance(outcome, Ok):
+            target.replies.append(outcome.value)
+        if isinstance(outcome, Ok) and name in outcome.value.emitted:
+            target.values[name] = outcome.value.emitted[name]
+            replaced += 1
+        else:
+            del target.values[name]
+    lost = f"; {len(names) - replaced} could not be had so and are left out" if replaced < len(names) else ""
+    target.notes.append(
+        f"showing values changes the outputs, so {replaced} values were computed one at a time, by the part of the model "
+        f"that ends there{lost}"
+    )
+    return replaced
 
 
 def find(
