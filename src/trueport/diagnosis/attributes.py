@@ -209,7 +209,11 @@ def _windowed(inside: Inside, node: Node, given: Mapping[str, Any], found: dict[
         found["pads"] = pads
     if kind(node) == "Conv" and "group" not in given and inside.format != "onnx":
         found.pop("group", None)
-    _without_effect(found, sizes, given)
+    if kind(node) == "AveragePool":
+        divisor = found.get("divisor_override")
+        plain = divisor is None or (kernel is not None and divisor == math.prod(kernel) and not any(pads or ()))
+        found["divisor_override"] = "size of the window" if plain else divisor
+    _without_effect(found, sizes)
 
 
 def _kernel(inside: Inside, node: Node, sizes: tuple[int, ...] | None) -> list[int] | None:
@@ -256,7 +260,7 @@ def _pads(
     return [0] * (2 * rank) if padding is None else None
 
 
-def _without_effect(found: dict[str, Any], sizes: Sequence[int] | None, given: Mapping[str, Any]) -> None:
+def _without_effect(found: dict[str, Any], sizes: Sequence[int] | None) -> None:
     """Leave out switches that change nothing here: whether padding counts where there is none, rounding that comes out even."""
     pads = found.get("pads")
     if pads is None:

@@ -6,18 +6,18 @@ then operators that the source does not have; movement operators and nodes that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from trueport.align.types import Alignment
-from trueport.diagnosis import attributes, inputs, mismatches, parameters, precision, scalars, structure
+from trueport.diagnosis import attributes, inputs, mismatches, parameters, precision, preparation, scalars, structure
 from trueport.diagnosis.operators import activation, kind, moves
 from trueport.diagnosis.region import Inside
 from trueport.diagnosis.types import Cause, Evidence, Finding
-from trueport.graph import Node
+from trueport.graph import FINE, Node
 from trueport.tracing import Traced
 
 ATTRIBUTE = 2.6
@@ -40,6 +40,9 @@ STATIC = -5.0
 
 MORE = 0.05
 """Share of the weight of further evidence against the same node that is added."""
+
+WITHOUT_PARAMETERS = ("missing", "extra", "shuffle", "layout")
+"""Kinds of findings whose two regions are no counterparts of each other: the operators beside a gap, a chain of moves."""
 
 MOST_ATTRIBUTES = 4
 """Attributes that may differ in a pair of operators that is believed; where more do, they are not the same operator."""
@@ -74,13 +77,12 @@ def examine(
         return (_nowhere(finding),)
     mine = ours.whole(finding.source_region)
     stretch = structure.Stretch(ours, theirs, mine, region, alignment, finding)
-    points = [
-        *_of_parameters(parameters.Region(ours, theirs, mine, region, alignment, precision)),
-        *_of_scalars(ours, theirs, mine, region),
-        *_of_attributes(stretch),
-        *_of_precision(ours, theirs, mine, region, precision),
-        *_of_structure(stretch),
-    ]
+    points = [*_of_structure(stretch), *_of_preparation(stretch), *_of_precision(ours, theirs, mine, region, precision)]
+    if finding.kind not in WITHOUT_PARAMETERS:
+        known = parameters.Region(ours, theirs, mine, region, alignment, precision)
+        points += _of_parameters(known)
+        points += _of_scalars(ours, theirs, mine, region)
+        points += _of_attributes(stretch, known.partners)
     return _ranked(finding, theirs, region, points, mine)
 
 
@@ -115,8 +117,16 @@ def _of_scalars(source: Inside, target: Inside, ours: Sequence[Node], theirs: Se
         )
 
 
-def _of_attributes(stretch: structure.Stretch) -> Iterable[_Point]:
-    for ours, theirs, found in paired(stretch):
+def _of_preparation(stretch: structure.Stretch) -> Iterable[_Point]:
+    done = preparation.prepared(stretch.source, stretch.target, stretch.theirs, stretch.alignment, stretch.finding)
+    for place, node in enumerate(() if done is None else done.nodes):
+        if done is not None:
+            weight = INPUT - 0.1 * place
+            yield _Point(node.name, Cause.INPUTS, done.what, done.source_value, done.target_value, weight)
+
+
+def _of_attributes(stretch: structure.Stretch, partners: Mapping[str, frozenset[str]]) -> Iterable[_Point]:
+    for ours, theirs, found in paired(stretch, partners):
         if not found or len(found) > MOST_ATTRIBUTES:
             continue
         names = ", ".join(item.name for item in found)
@@ -135,31 +145,40 @@ def _of_attributes(stretch: structure.Stretch) -> Iterable[_Point]:
         )
 
 
-def paired(stretch: structure.Stretch) -> list[tuple[Node, Node, list[mismatches.Mismatch]]]:
-    """Operators of one kind on both sides, each target node with the source node from which it differs least."""
-    found = []
-    used: set[str] = set()
-    for theirs in stretch.theirs:
-        if kind(theirs) not in attributes.TABLE or not stretch.target.runs(theirs):
-            continue
-        candidates = [node for node in stretch.ours if kind(node) == kind(theirs) and stretch.source.runs(node)]
-        compared = [
-            (ours, mismatches.mismatches(stretch.source, stretch.target, ours, theirs, stretch.alignment))
-            for ours in candidates
-        ]
-        if not compared:
-            continue
-        # A free partner that is a little worse beats one that another node already has: two equal poolings, one fault.
-        ours, differing = min(compared, key=lambda item: (item[0].name in used, len(item[1])))
-        if any(not other for _, other in compared) and len(candidates) > len(_same_kind(stretch, theirs)):
-            differing = []
-        used.add(ours.name)
-        found.append((ours, theirs, differing))
+Pairing = tuple[Node, Node, list[mismatches.Mismatch]]
+
+
+def paired(stretch: structure.Stretch, partners: Mapping[str, frozenset[str]]) -> list[Pairing]:
+    """Operators of one kind on both sides, with the attributes in which they differ.
+
+    A node's partner is the one that has its parameters; else the one at its place among those of the kind, where both
+    sides have as many; else the one from which it differs least.
+    """
+    found: list[Pairing] = []
+    by_kind: dict[str, list[Node]] = {}
+    for node in stretch.theirs:
+        if kind(node) in attributes.TABLE and stretch.target.runs(node):
+            by_kind.setdefault(kind(node), []).append(node)
+    for name, theirs in by_kind.items():
+        ours = [node for node in stretch.ours if kind(node) == name and stretch.source.runs(node)]
+        aligned = _in_order(ours, theirs)
+        for place, node in enumerate(theirs):
+            own = [other for other in ours if other.name in partners.get(node.name, frozenset())]
+            candidates = own or ([pair[place] for pair in aligned] if aligned else ours)
+            compared = [
+                (other, mismatches.mismatches(stretch.source, stretch.target, other, node, stretch.alignment))
+                for other in candidates
+            ]
+            if compared:
+                other, differing = min(compared, key=lambda item: len(item[1]))
+                found.append((other, node, differing))
     return found
 
 
-def _same_kind(stretch: structure.Stretch, node: Node) -> list[Node]:
-    return [other for other in stretch.theirs if kind(other) == kind(node)]
+def _in_order(ours: Sequence[Node], theirs: Sequence[Node]) -> list[list[Node]]:
+    """The source's nodes at each granularity that has as many as the target."""
+    split = [[node for node in ours if node.name.startswith(FINE) == fine] for fine in (False, True)]
+    return [nodes for nodes in split if len(nodes) == len(theirs)]
 
 
 def _of_precision(
@@ -200,6 +219,7 @@ def _ranked(
         weight = listed[0].weight + MORE * sum(point.weight for point in listed[1:]) if listed else FALLBACK
         weight += _standing(target, node, bool(listed))
         weight += PRODUCER if producer is not None and producer.name == node.name else 0.0
+        weight += finding.prior.get(node.name, 0.0)
         found.append(_evidence(node, listed, weight, ours))
     return tuple(sorted(found, key=lambda item: -item.weight))
 

@@ -82,6 +82,9 @@ class Axes:
         mine, its = target.data(theirs), source.data(ours)
         self.target = target.shape(mine[0]) if mine else None
         self.source = source.shape(its[0]) if its else None
+        self.turned = ""
+        if source.channels_last != target.channels_last:
+            self.turned = "last" if target.channels_last else "first"
         self.order = self._order(alignment.matches.get(mine[0]) if mine else None, alignment)
 
     def _order(self, match: Match | None, alignment: Alignment) -> list[int] | None:
@@ -117,11 +120,22 @@ class Axes:
             return True
         if self.order is not None:
             return {self.order[axis] for axis in self._tight(got, self.target)} == self._tight(wanted, self.source)
+        if len(self.target) == len(self.source) and {axis % len(self.target) for axis in got} in self._places(wanted):
+            return True
         sizes = [
             sorted(shape[axis % len(shape)] for axis in axes)
             for axes, shape in ((wanted, self.source), (got, self.target))
         ]
         return [size for size in sizes[0] if size != 1] == [size for size in sizes[1] if size != 1]
+
+    def _places(self, wanted: Sequence[int]) -> tuple[set[int], ...]:
+        """The same axes as they are numbered here; with channels last instead of first where the formats differ in that."""
+        rank = len(self.target or ())
+        same = {axis % rank for axis in wanted}
+        if not self.turned or rank < 3:
+            return (same,)
+        order = [0, *range(2, rank), 1] if self.turned == "last" else [0, rank - 1, *range(1, rank - 1)]
+        return (same, {order.index(axis) for axis in same})
 
     def translated(self, wanted: list[int] | None, original: Any) -> Any:
         """The source's axes as the target would number them."""

@@ -157,6 +157,9 @@ ORDERED = frozenset({
 })  # fmt: skip
 """Kinds whose operands may not change places."""
 
+ACTIVATIONS = frozenset({*_ACTIVATIONS.values(), "Celu", "Mish", "PRelu", "ThresholdedRelu", "Abs", "LogSigmoid"})
+"""Kinds that act on every element alone and are not linear."""
+
 _INPLACE = ("aten.", "prim.", "prims.")
 
 

@@ -58,6 +58,8 @@ class Region:
     theirs: tuple[Node, ...]
     alignment: Alignment
     declared: str = "float32"
+    partners: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Target node -> the source nodes that have its parameters; known once `faults` has been asked for."""
     _taken: list[Known] = field(default_factory=list)
 
     @cached_property
@@ -72,7 +74,6 @@ class Region:
         found: list[Fault] = []
         self._taken.clear()
         open_ones: list[tuple[Parameter, np.ndarray]] = []
-        explained: set[str] = set()
         for node in self.theirs:
             if not self.target.runs(node):
                 continue
@@ -89,8 +90,10 @@ class Region:
                 if known is None:
                     open_ones.append((item, pool.raw_of(item).array))
                 else:
-                    explained.add(node.name)
                     self._taken.append(known)
+                    if known.parameter is not None and layouts.tight(item.array).ndim > 1:
+                        before = self.partners.get(node.name, frozenset())
+                        self.partners[node.name] = before | {known.parameter.node.name}
         for item, array in open_ones:
             fault = self._diagnosed(item, array)
             if fault is not None:
@@ -190,7 +193,8 @@ class Region:
             factor = pool.factors_between(t, s, axis)
             scale = None if factor is None else pool.known_factor(factor, self.pool.scales)
             if scale is not None:
-                return Known(t, (*known.names, *scale.names), "folded weights", axes=known.axes)
+                names = (*known.names, *scale.names)
+                return Known(t, names, "folded weights", axes=known.axes, parameter=known.parameter)
         return None
 
     def _joined(self, mine: Known) -> Known | None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trueport.align.types import Alignment
-from trueport.diagnosis.operators import ARITHMETIC, MOVEMENT, ORDERED, kind, kinds, moves, parts
+from trueport.diagnosis.operators import ACTIVATIONS, ARITHMETIC, MOVEMENT, ORDERED, kind, kinds, moves, parts
 from trueport.diagnosis.region import Inside
 from trueport.diagnosis.types import Finding
 from trueport.graph import FINE, Node
@@ -53,6 +53,8 @@ def oddities(stretch: Stretch) -> list[Oddity]:
         found += _laid_out(stretch)
     if stretch.finding.kind in ("extra", "missing"):
         found += _declared(stretch)
+    else:
+        found += _repeated(stretch)
     return found
 
 
@@ -129,7 +131,7 @@ def _lost(stretch: Stretch) -> list[Oddity]:
 def _place(stretch: Stretch) -> Node:
     """The node that gives the value at which the fault was healed; else the last of the region."""
     node = stretch.target.graph.producer(stretch.finding.target)
-    return node if node is not None and node in stretch.theirs else stretch.theirs[-1]
+    return node if node is not None and node in stretch.theirs else stretch.theirs[0]
 
 
 def _declared(stretch: Stretch) -> list[Oddity]:
@@ -145,8 +147,32 @@ def _declared(stretch: Stretch) -> list[Oddity]:
     if not lacking:
         return []
     listed = _list(Counter({name: ours[name] for name in sorted(lacking)}))
+    for node in stretch.theirs:
+        if kind(node) in ACTIVATIONS and lacking & ACTIVATIONS and kind(node) not in ours:
+            what = f"{kind(node)} '{node.shown}' stands in the place of the source's {listed}"
+            return [Oddity(node, what, listed, kind(node), DECLARED + 0.4, _names(stretch.ours))]
     what = f"the source's {listed} is missing here"
     return [Oddity(place, what, listed, "nothing", DECLARED, _names(stretch.ours))]
+
+
+def _repeated(stretch: Stretch) -> list[Oddity]:
+    """Operators behind a value that is already what the source has where the target was healed."""
+    finding = stretch.finding
+    if finding.source is None:
+        return []
+    classes = {finding.source, stretch.alignment.alike.get(finding.source, finding.source)}
+    above = stretch.target.graph.upward([finding.target])
+    for name in above:
+        match = stretch.alignment.matches.get(name)
+        if name == finding.target or match is None or not match.ok or match.how == "input":
+            continue
+        if match.source in classes or stretch.alignment.alike.get(match.source) in classes:
+            extra = [node for node in stretch.theirs if stretch.target.runs(node) and not moves(node)]
+            if not extra:
+                return []
+            what = f"{kind(extra[0])} '{extra[0].shown}' is extra: the value before it is already the source's"
+            return [Oddity(extra[0], what, "nothing", _list(Counter(map(kind, extra))), DECLARED + 0.6)]
+    return []
 
 
 def _list(counts: Counter[str]) -> str:
