@@ -1,7 +1,7 @@
 """What does a diagnosis find? Plants faults into converted models, diagnoses each, and prints the power table.
 
     python benchmarks/power.py [--pairs TEXT,..] [--models KIND,..] [--kinds KIND,..] [--limit N] [--seed N]
-                               [--clean] [--multi] [--cases FILE] [--out docs/power.md] [--json FILE] [-v]
+                               [--clean] [--multi] [--again] [--cases FILE] [--out docs/power.md] [--json FILE] [-v]
 
 Without --clean or --multi one fault is planted at a time; all three may be given after one another, into one file of
 cases. Every case is one line of that file, and a case that is in it is not run again. Exit code 1: a floor is missed.
@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,6 +70,7 @@ class Bench:
     workshop: Workshop
     file: Path
     verbose: bool = False
+    again: bool = False
     cases: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,7 +81,14 @@ class Bench:
                 case = json.loads(line)
             except json.JSONDecodeError:  # an interrupted run was writing this line
                 continue
-            self.cases[case["key"]] = case
+            if not self.stale(case):
+                self.cases[case["key"]] = case
+            else:
+                self.cases.pop(case["key"], None)
+
+    def stale(self, case: Mapping[str, Any]) -> bool:
+        """Whether a case is to be run again: it was missed and that is wanted, or the diagnosis itself broke."""
+        return case.get("verdict") == "crash" or (self.again and power_tables.missed(case))
 
     def keep(self, case: dict[str, Any]) -> None:
         """Append a case to the file and say how it went."""
@@ -120,7 +129,7 @@ class Bench:
         """One fault. False when it cannot be planted, or does not show."""
         key = f"single|{ground.pair.name}|{ground.model}|{kind}|{seed}"
         if key not in self.cases:
-            planted = self._planted(ground.planter, ground.target.path, [kind], seed)
+            planted = self._planted(ground.planter, ground.target.path, [kind], stable(kind, seed))
             if isinstance(planted, str):
                 self.keep({"key": key, "mode": "skipped", **_where(ground), "kind": kind, "why": planted})
             else:
@@ -175,7 +184,7 @@ class Bench:
         except TrueportError as error:
             raise error
         except Exception as error:  # noqa: BLE001 -- a crash of the diagnosis is a miss, to be counted with its reason
-            crash = f"{type(error).__name__}: {error}".splitlines()[0]
+            crash = "".join(traceback.format_exception(error)[-3:])
             return {**_where(ground), "verdict": "crash", "suspects": [], "note": crash, **_judged([], planted, False)}
         suspects = [suspect.to_json() for suspect in found.suspects]
         return {
@@ -315,11 +324,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=None, help="write the page here")
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--table", action="store_true", help="only print the tables of the cases that are known")
+    parser.add_argument("--again", action="store_true", help="run the cases anew that were missed")
     parser.add_argument("-v", "--verbose", action="store_true", help="show every miss with what is needed to debug it")
     args = parser.parse_args()
     with Session(Settings(timeout=600)) as session:
         folder = args.work or session.pool.fresh_folder("power")
-        bench = Bench(session, Workshop(session, folder), args.cases, args.verbose)
+        bench = Bench(session, Workshop(session, folder), args.cases, args.verbose, args.again)
         if not args.table:
             run(bench, args)
         cases = list(bench.cases.values())

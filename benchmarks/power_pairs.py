@@ -6,6 +6,7 @@ that shares no name with the target.
 
 from __future__ import annotations
 
+import ast
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ SMALL = {
     "keras_models": ("residual", "depthwise", "lstm", "gru", "transformer", "multi"),
     "torch_models": ("residual", "depthwise", "lstm", "gru", "encoder", "mixed"),
 }
-"""Models of the small zoos; the wide ones tell theirs through `kinds()`."""
+"""Models of the small zoos; the wide ones list theirs as KINDS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,8 @@ class Pair:
     names: bool
 
 
+SCRIPT = "torch-torchscript"
+
 PAIRS = (
     Pair(name="keras → onnx", zoo="keras", source="", target="tf2onnx-keras", names=True),
     Pair(name="keras → tflite", zoo="keras", source="", target="tflite-keras", names=True),
@@ -58,15 +61,18 @@ PAIRS = (
     Pair(name="torch → onnx, dynamo", zoo="torch", source="", target="torch-dynamo", names=True),
     Pair(name="torch → onnx, torchscript", zoo="torch", source="", target="torch-torchscript", names=False),
     Pair(name="torch → tflite", zoo="torch", source="", target="litert-torch", names=False),
-    Pair(name="onnx → torch", zoo="torch", source="torch-dynamo", target="torch-dynamo,onnx2torch", names=True),
+    Pair(name="onnx → torch, onnx2torch", zoo="torch", source=SCRIPT, target=f"{SCRIPT},onnx2torch", names=True),
     Pair(name="onnx → torch, original", zoo="torch", source="torch-dynamo", target="", names=True),
+    Pair(name="onnx → tflite, onnx2tf", zoo="torch", source=SCRIPT, target=f"{SCRIPT},onnx2tf-tflite", names=True),
     Pair(
-        name="keras → onnx, made by torch",
-        zoo="keras",
-        source="",
-        target="tf2onnx-keras,onnx2torch,torch-dynamo",
+        name="savedmodel → onnx, made by torch",
+        zoo="torch",
+        source=f"{SCRIPT},onnx2tf-savedmodel",
+        target=SCRIPT,
         names=False,
     ),
+    Pair(name="tflite → onnx, made by torch", zoo="torch", source="litert-torch", target="torch-dynamo", names=False),
+    Pair(name="keras → onnx, by tflite", zoo="keras", source="", target="tflite-keras,tf2onnx-tflite", names=False),
     Pair(name="tflite → onnx", zoo="keras", source="tflite-keras", target="tf2onnx-keras", names=False),
     Pair(name="onnx → tflite", zoo="keras", source="tf2onnx-keras", target="tflite-keras", names=False),
 )
@@ -81,12 +87,10 @@ class Workshop:
 
     def models(self, zoo: str) -> list[tuple[str, str]]:
         """(module, kind) of every model of a zoo: the wide one, else the small one."""
-        _, toolchain, modules = ZOOS[zoo]
-        for module in modules:
+        for module in ZOOS[zoo][2]:
             if not (FOLDERS[module] / f"{module}.py").exists():
                 continue
-            kinds = SMALL.get(module) or self._call(toolchain, module, "kinds", {})
-            return [(module, str(kind)) for kind in kinds]
+            return [(module, kind) for kind in SMALL.get(module) or listed(FOLDERS[module] / f"{module}.py")]
         return []
 
     def model(self, zoo: str, module: str, kind: str, route: str) -> Artifact | str:
@@ -133,6 +137,20 @@ class Workshop:
         if isinstance(outcome, Failure):
             raise TrueportError(f"{module}.{function}: {outcome.message}")
         return outcome.value.value
+
+
+def listed(path: Path) -> list[str]:
+    """The names in KINDS (or in the table BUILDERS) of a zoo, read without running it: its framework is not here."""
+    found: dict[str, ast.expr] = {}
+    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            found[statement.targets[0].id] = statement.value
+    table = found.get("BUILDERS")
+    names = table.keys if isinstance(table, ast.Dict) else getattr(found.get("KINDS"), "elts", [])
+    kinds = [str(ast.literal_eval(name)) for name in names if name is not None]
+    if not kinds:
+        raise TrueportError(f"{path.name} lists no models in KINDS or BUILDERS")
+    return kinds
 
 
 def _remembered(path: Path, why: str) -> str:
