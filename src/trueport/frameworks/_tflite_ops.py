@@ -413,10 +413,11 @@ def index_limits(model: Model) -> dict[int, int]:
     for operator in model.operators:
         if operator.code == "DEQUANTIZE" and constants.issuperset(operator.inputs):
             constants.update(operator.outputs)
-        if operator.code in _LOOKUPS:
-            which, table = (operator.inputs[position] for position in _LOOKUPS[operator.code])
-            size = model.tensors[table].shape[int(getattr(operator.options, "axis", 0))] if table in constants else 0
-            for origin in origins.get(which, ()) if size else ():
+        lookup = [operator.inputs[position] for position in _LOOKUPS.get(operator.code, ())]
+        if lookup and lookup[1] in constants:
+            which, table = lookup
+            size = model.tensors[table].shape[int(getattr(operator.options, "axis", 0))]
+            for origin in origins.get(which, ()):
                 limits[origin] = min(limits.get(origin, size - 1), size - 1)
         elif operator.code in _MOVING:
             reached = set().union(*(origins.get(index, set()) for index in operator.inputs))

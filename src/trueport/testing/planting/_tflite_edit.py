@@ -291,12 +291,14 @@ def told(edit: Editor, nodes: Sequence[Node], what: str, source: Any, target: An
     return {"nodes": names, "what": said, "source_value": source, "target_value": target}
 
 
-def shown(array: np.ndarray) -> str:
-    """A constant in a few words."""
+def shown(array: np.ndarray, start: int = 0) -> str:
+    """A constant in a few words, with three of its elements from `start` on."""
     size = "x".join(str(length) for length in array.shape) or "scalar"
     if array.size <= 4:
         return f"{size}: {np.round(array.astype(float), 5).reshape(-1).tolist()}"
-    return f"{size}, rms {float(np.sqrt(np.mean(np.square(array.astype(np.float64))))):.5g}"
+    few = ", ".join(f"{number:.4g}" for number in array.reshape(-1)[start : start + 3].tolist())
+    spread = float(np.sqrt(np.mean(np.square(array.astype(np.float64)))))
+    return f"{size}, rms {spread:.5g}, elements from {start} on: {few}"
 
 
 def at(*codes: str, loops: bool = False) -> Callable[[Editor], list[Node]]:

@@ -81,7 +81,8 @@ def changed(edit: Editor, place: Place, new: np.ndarray, what: str) -> dict[str,
     assert kept is not None
     if np.array_equal(old, kept):
         raise SkipPlace("the constant stays as it is")
-    return told(edit, [node], what, shown(old), shown(kept))
+    first = int(np.flatnonzero(old.reshape(-1) != kept.reshape(-1))[0])
+    return told(edit, [node], what, shown(old, first), shown(kept, first))
 
 
 def noise(level: float) -> Change:
@@ -313,9 +314,7 @@ FAULTS = {
     "loop_gate_order": Fault(*WB, in_loops, blocks_exchanged),
     "weight_int8": Fault(*QZ, weighted, rounded("int8")),
     "weight_float16": Fault(*QZ, weighted, rounded("float16")),
-    "weight_scale": Fault(
-        "QZ", "parameters", on_grid_only(weighted), scale_edited(1.25, "scale of the weights"), ("precision",)
-    ),
+    "weight_scale": Fault(*QZ, on_grid_only(weighted), scale_edited(1.25, "scale of the weights"), ("parameters",)),
     "activation_scale": Fault(*QZ, activations, grid_edited(0.5, 0), ("parameters", "hyperparameters")),
     "activation_zero_point": Fault(*QZ, activations, grid_edited(1.0, 64), ("parameters", "hyperparameters")),
 }

@@ -72,34 +72,43 @@ def _problem(edit: Editor, out: str, expected: list[np.ndarray]) -> str | None:
 
 
 def _answers(path: str, edit: Editor | None = None) -> list[np.ndarray]:
-    """What the model gives on two samples of random inputs, the same for every file of one signature.
+    """What the model gives on three samples of random inputs, the same for every file of one signature.
 
     The shapes that its tensors have while it runs are recorded in `edit`.
     """
     from trueport.frameworks import tflite
     from trueport.frameworks._tflite_model import Model
-    from trueport.frameworks._tflite_session import Session, stored
+    from trueport.frameworks._tflite_session import Session, carries_state, stored
 
     signature = tflite.signature(path, trust=False)
     model = Model(path)
     rng = np.random.default_rng(0)
+    session = Session.of(model, "builtin", keep_all=True)
     answers = []
-    for _ in range(2):
-        session = Session.of(model, "builtin", keep_all=True)
-        feeds = {}
-        for spec, index in zip(signature["inputs"], model.inputs):
-            tensor = model.tensors[index]
-            if spec["dtype"].startswith("float"):
-                value = rng.normal(0.2, 1.0, tensor.shape).astype(spec["dtype"])
-            else:
-                least, most = spec.get("minimum", 0), spec.get("maximum", 1)
-                value = rng.integers(least, most + 1, tensor.shape).astype(spec["dtype"])
-            feeds[index] = stored(tensor, spec["name"], value)
-        session.call(feeds)
+    for sample in range(3):
+        if sample and carries_state(model):
+            session = Session.of(model, "builtin", keep_all=True)
+        named = {index: (spec, model.tensors[index]) for spec, index in zip(signature["inputs"], model.inputs)}
+        drawn = {index: _drawn(rng, sample, spec, tensor) for index, (spec, tensor) in named.items()}
+        session.call({i: stored(tensor, spec["name"], drawn[i]) for i, (spec, tensor) in named.items()})
         answers += [session.value(index) for index in model.outputs]
     if edit is not None:
         _record_shapes(edit, session)
     return answers
+
+
+def _drawn(rng: np.random.Generator, sample: int, spec: Any, tensor: Any) -> np.ndarray:
+    """One input: normal, then uniform between 0 and 1, then over the tensor's grid or a byte: pictures come in all of them."""
+    if not spec["dtype"].startswith("float"):
+        whole = rng.integers(spec.get("minimum", 0), spec.get("maximum", 1) + 1, tensor.shape)
+        return np.asarray(whole, spec["dtype"])
+    low, high = 0.0, 1.0 if sample == 1 else 255.0
+    if tensor.quantization is not None and sample == 2:
+        limits = np.iinfo(tensor.dtype)
+        scale, zero = (float(part[0]) for part in tensor.quantization[:2])
+        low, high = ((limit - zero) * scale for limit in (limits.min, limits.max))
+    drawn = rng.uniform(low, high, tensor.shape) if sample else rng.normal(0.2, 1.0, tensor.shape)
+    return np.asarray(drawn, spec["dtype"])
 
 
 def _record_shapes(edit: Editor, session: Any) -> None:
