@@ -302,3 +302,115 @@ def test_keras_2_models_replay(tf_keras, tmp_path):
     again = replayed(tf_keras, path, inputs, values, list(values))
     for name, value in values.items():
         np.testing.assert_array_equal(again[name], value, err_msg=name)
+
+
+# Attributes in ONNX words
+
+LAYERS = {
+    "pad": ("Pad", {"pads": [1, 3, 2, 0], "mode": "constant"}),
+    "conv": (
+        "Conv",
+        {"kernel_shape": [3, 5], "strides": [2, 1], "group": 2, "auto_pad": "VALID", "activation": "Relu6", "use_bias": True},
+    ),
+    "depth": ("Conv", {"dilations": [2, 2], "auto_pad": "SAME_UPPER", "kernel_shape": [3, 3]}),
+    "norm": ("BatchNormalization", {"epsilon": 0.02, "axis": -1}),
+    "leaky": ("LeakyRelu", {"alpha": 0.15}),
+    "clip": ("Clip", {"min": 0.0, "max": 4.0}),
+    "sloped": ("LeakyRelu", {"alpha": 0.25}),
+    "elu": ("Elu", {"alpha": 0.6}),
+    "pool": ("AveragePool", {"kernel_shape": [2, 3], "strides": [1, 2], "auto_pad": "SAME_UPPER"}),
+    "smooth": ("Resize", {"scales": [2, 1], "mode": "linear", "coordinate_transformation_mode": "half_pixel"}),
+    "nearest": ("Resize", {"scales": [1, 2], "mode": "nearest", "coordinate_transformation_mode": "asymmetric"}),
+    "crop": ("Slice", {"crops": [1, 2, 0, 3]}),
+    "wider": ("ConvTranspose", {"strides": [2, 2], "kernel_shape": [2, 2], "auto_pad": "VALID"}),
+    "groups": ("GroupNormalization", {"num_groups": 3, "epsilon": 0.004}),
+    "soft": ("Softmax", {"axis": -1}),
+    "hard": ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),
+    "join": ("Concat", {"axis": 2}),
+    "swap": ("Transpose", {"perm": [0, 2, 1, 3]}),
+    "rows": ("Reshape", {"shape": [0, -1, 114]}),
+    "gru": (
+        "GRU",
+        {"hidden_size": 5, "direction": "reverse", "linear_before_reset": 0, "activation": "Tanh",
+         "recurrent_activation": "Sigmoid", "return_sequences": False},
+    ),
+    "scores": ("Gemm", {"units": 3, "use_bias": False}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def settings(tf, tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("settings") / "settings.keras")
+    tf("tf_attribute_models", "save_settings", path=path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def operators(tf, tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("operators") / "saved")
+    tf("tf_attribute_models", "save_operators", path=path)
+    return path
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers_read_in_onnx_words(tf, settings, layer):
+    node = next(node for node in view(tf, settings)["nodes"] if node["name"] == layer)
+    op, expected = LAYERS[layer]
+    assert node["op"] == op
+    for name, value in expected.items():
+        assert node["attributes"].get(name) == pytest.approx(value), name
+        assert type(node["attributes"][name]) is type(value), name
+
+
+@pytest.mark.parametrize(
+    ("layer", "op", "expected"),
+    [
+        ("conv", "Conv", {"kernel_shape": [3, 5], "strides": [2, 1], "group": 2, "auto_pad": "VALID"}),
+        ("depth", "Conv", {"kernel_shape": [3, 3], "group": 6, "dilations": [2, 2], "strides": [1, 1]}),
+        ("leaky", "LeakyRelu", {"alpha": 0.15}),
+        ("pad", "Pad", {"pads": [0, 1, 3, 0, 0, 2, 0, 0], "mode": "constant"}),
+        ("pool", "AveragePool", {"kernel_shape": [2, 3], "strides": [1, 2], "auto_pad": "SAME_UPPER"}),
+        ("smooth", "Resize", {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}),
+        ("join", "Concat", {"axis": 2}),
+        ("swap", "Transpose", {"perm": [0, 2, 1, 3]}),
+        ("wider", "ConvTranspose", {"strides": [2, 2], "kernel_shape": [2, 2], "group": 1}),
+        ("scores", "MatMul", {"transA": 0, "transB": 0}),
+    ],
+)
+def test_operators_of_a_layer_agree_with_the_layer(tf, settings, layer, op, expected):
+    nodes = view(tf, settings, "decomposed")["nodes"]
+    found = [node["attributes"] for node in nodes if node["origin"] == layer and node["op"] == op]
+    assert len(found) == 1, found
+    for name, value in expected.items():
+        assert found[0].get(name) == pytest.approx(value), name
+
+
+def only(nodes, native):
+    (found,) = [node for node in nodes if node["native_op"] == native]
+    return found["attributes"]
+
+
+def test_constant_operands_of_a_saved_model_read_as_attributes(tf, operators):
+    nodes = view(tf, operators, module=SAVED)["nodes"]
+    smooth = sorted(
+        (node["attributes"] for node in nodes if node["native_op"] == "ResizeBilinear"),
+        key=lambda found: found["coordinate_transformation_mode"],
+    )
+    assert [found["coordinate_transformation_mode"] for found in smooth] == ["align_corners", "asymmetric"]
+    assert [found["sizes"] for found in smooth] == [[12, 10], [12, 10]]
+    nearest = only(nodes, "ResizeNearestNeighbor")
+    assert (nearest["coordinate_transformation_mode"], nearest["nearest_mode"]) == ("tf_half_pixel_for_nn", "floor")
+    assert only(nodes, "ConcatV2") == {"axis": 2}
+    assert only(nodes, "PadV2") == {"mode": "constant", "pads": [0, 1, 3, 0, 0, 2, 4, 0], "value": 0.5}
+    pool = only(nodes, "MaxPool")
+    assert pool == {"kernel_shape": [3, 2], "strides": [2, 1], "auto_pad": "NOTSET", "pads": [1, 0, 1, 1]}
+    assert only(nodes, "Transpose") == {"perm": [0, 3, 1, 2]}
+    assert only(nodes, "Mean") == {"axes": [2, 3], "keepdims": 1}
+    assert only(nodes, "Squeeze") == {"axes": [2, 3]}
+    assert only(nodes, "Cumsum") == {"axis": 1, "reverse": True, "exclusive": False}
+    assert only(nodes, "GatherV2")["axis"] == 1
+    assert only(nodes, "MatMul") == {"transA": 0, "transB": 1}
+    assert only(nodes, "LeakyRelu") == pytest.approx({"alpha": 0.3})
+    assert only(nodes, "TopKV2")["k"] == 2
+    assert only(nodes, "Cast") == {"to": "float32"}
+    assert only(nodes, "StridedSlice")["starts"] == [0, 1]

@@ -86,7 +86,7 @@ LARGEST = 64
 _NOISE = (
     "N", "U", "data_format", "exponential_avg_factor", "explicit_paddings", "is_training", "keep_dims", "ksize",
     "output_shapes", "parallel_iterations", "use_cudnn_on_gpu", "validate_indices", "align_corners",
-    "half_pixel_centers", "grad_a", "grad_b", "adj_x", "adj_y", "transpose_a", "transpose_b", "squeeze_dims",
+    "half_pixel_centers", "config", "config_proto", "executor_type", "f", "body", "cond", "then_branch", "else_branch", "grad_a", "grad_b", "adj_x", "adj_y", "transpose_a", "transpose_b", "squeeze_dims",
     "block_size", "depth_radius", "grad_x", "grad_y",
 )  # fmt: skip
 """Attributes that say nothing about what is computed, or that are shown under their ONNX name instead."""
@@ -129,8 +129,13 @@ Constant = Callable[[str], Optional[np.ndarray]]
 """Node input -> the small constant that it is, or None."""
 
 
-def attributes(node: Any, constant: Constant, channels: int | None, kernel: list[int]) -> dict[str, Any]:
-    """Attributes of a NodeDef as plain values. `channels`: of operand 0 where known; `kernel`: shape of operand 1."""
+def attributes(
+    node: Any, operands: list[str], constant: Constant, channels: int | None, kernel: list[int]
+) -> dict[str, Any]:
+    """Attributes of a NodeDef that reads `operands`, as plain values.
+
+    `channels`: of operand 0 where known; `kernel`: shape of operand 1, empty where not known.
+    """
     given = _plain(node)
     found = {key: value for key, value in given.items() if key not in _NOISE and not _is_type(key, node)}
     found.update(_FIXED.get(node.op, {}))
@@ -155,7 +160,6 @@ def attributes(node: Any, constant: Constant, channels: int | None, kernel: list
     if node.op == "LRN":
         found["size"] = 2 * given.get("depth_radius", 5) + 1
         found["alpha"] = given.get("alpha", 1.0) * found["size"]  # ONNX divides by the size
-    operands = [item for item in node.input if not item.startswith("^")]
     found.update(_from_operands(node.op, operands, constant))
     return found
 

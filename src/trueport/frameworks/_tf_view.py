@@ -27,20 +27,23 @@ def graph(frozen: Frozen) -> GraphDict:
     given = set(frozen.inputs.values())
     stored = {node.name: node for node in frozen.graph_def.node if node.op == "Const"}
     nodes, constants = [], {}
+    library = {function.signature.name: function for function in frozen.graph_def.library.function}
     for node in ordered(frozen.graph_def):
         if node.op == "Const":
             proto = node.attr["value"].tensor
             constants[node.name] = {"dtype": _dtype(proto.dtype), "shape": [d.size for d in proto.tensor_shape.dim]}
         elif full(node.name) not in given and node.op != "NoOp" and node.name not in reads:
             operation = built.get_operation_by_name(node.name)
+            shown, order = _called(node, library) or (node, list(range(len(operation.inputs))))
+            operands = [operation.inputs[place] for place in order]
             nodes.append(
                 NodeDict(
                     name=node.name,
-                    op=OPS.get(node.op, node.op),
-                    native_op=node.op,
-                    inputs=[label(tensor.name) for tensor in operation.inputs],
+                    op=OPS.get(shown.op, shown.op),
+                    native_op=shown.op,
+                    inputs=[label(tensor.name) for tensor in operands],
                     outputs=[label(tensor.name) for tensor in operation.outputs],
-                    attributes=_attributes(node, operation, stored),
+                    attributes=_attributes(shown, operands, stored),
                 )
             )
     for name, tensor in frozen.outputs.items():
@@ -58,7 +61,25 @@ def graph(frozen: Frozen) -> GraphDict:
     return GraphDict(nodes=nodes, inputs=list(frozen.inputs), outputs=list(frozen.outputs), constants=constants)
 
 
-def _attributes(node: Any, operation: Any, stored: Mapping[str, Any]) -> dict[str, Any]:
+def _called(node: Any, library: Mapping[str, Any]) -> tuple[Any, list[int]] | None:
+    """The single operator that a call's function consists of, and which operand of the call each of its operands is."""
+    function = library.get(node.attr["f"].func.name) if node.op.endswith("PartitionedCall") else None
+    if function is None:
+        return None
+    passed = {argument.name: place for place, argument in enumerate(function.signature.input_arg)}
+    inner = []
+    for item in function.node_def:
+        if item.op == "Identity" and item.input[0].split(":")[0] in passed:
+            passed[item.name] = passed[item.input[0].split(":")[0]]
+        elif item.op not in ("Identity", "NoOp"):
+            inner.append(item)
+    operands = [item.split(":")[0] for item in inner[0].input if not item.startswith("^")] if len(inner) == 1 else []
+    if not operands or any(name not in passed for name in operands):
+        return None
+    return inner[0], [passed[name] for name in operands]
+
+
+def _attributes(node: Any, operands: list[Any], stored: Mapping[str, Any]) -> dict[str, Any]:
     from tensorflow.python.framework import tensor_util
 
     def constant(item: str) -> np.ndarray | None:
@@ -70,13 +91,19 @@ def _attributes(node: Any, operation: Any, stored: Mapping[str, Any]) -> dict[st
             return None
         return np.asarray(tensor_util.MakeNdarray(held.attr["value"].tensor))
 
-    shapes = [tensor.shape.as_list() if tensor.shape.rank is not None else [] for tensor in operation.inputs[:2]]
+    shapes = [tensor.shape.as_list() if tensor.shape.rank is not None else [] for tensor in operands[:2]]
     axis = -1
     if "data_format" in node.attr and node.attr["data_format"].s.startswith(b"NC"):
         axis = 1
     channels = shapes[0][axis] if shapes and len(shapes[0]) > 1 else None
     kernel = [int(size) for size in shapes[1]] if len(shapes) > 1 and None not in shapes[1] else []
-    return attributes(node, constant, channels, kernel)
+    found = attributes(node, [tensor.name for tensor in operands], constant, channels, kernel)
+    if "dilations" in found and operands[0].op.type == "SpaceToBatchND":
+        spread = constant(operands[0].op.inputs[1].name)
+        if spread is not None:  # TensorFlow dilates by spreading the data; the padding is done there too
+            found["dilations"] = [int(size) for size in spread]
+            del found["auto_pad"]
+    return found
 
 
 def operators(frozen: Frozen) -> dict[str, int]:
