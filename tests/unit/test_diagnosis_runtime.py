@@ -10,7 +10,7 @@ import pytest
 
 from trueport import tracing
 from trueport.artifact import Artifact
-from trueport.diagnosis import runtime
+from trueport.diagnosis import rounding, runtime
 from trueport.diagnosis.types import Cause
 from trueport.feeds import Case
 from trueport.frameworks import fake
@@ -111,27 +111,27 @@ def test_wrong_kernels_are_wrong_by_default_alone_and_wrong_fusions_only_where_n
 
 def test_deviation_is_in_units_of_what_varies_over_the_runs():
     right = np.float32([[0, 10], [2, 10], [4, 10]])  # varies by rms sqrt(8/6) about its mean
-    assert runtime.deviation(right, right) == 0
-    assert runtime.deviation(right, right + 3) == pytest.approx(3 / math.sqrt(8 / 6))
+    assert rounding.deviation(right, right) == 0
+    assert rounding.deviation(right, right + 3) == pytest.approx(3 / math.sqrt(8 / 6))
 
 
 def test_deviation_of_values_that_hardly_vary_is_in_units_of_their_size():
     right = np.full((3, 4), 100.0)
-    assert runtime.deviation(right, right + 1) == pytest.approx(1.0)
-    assert runtime.deviation(right[:1], right[:1] + 1e-6) == pytest.approx(1e-6)
-    assert runtime.deviation(right * 0, right * 0 + 2) == 2.0
+    assert rounding.deviation(right, right + 1) == pytest.approx(1.0)
+    assert rounding.deviation(right[:1], right[:1] + 1e-6) == pytest.approx(1e-6)
+    assert rounding.deviation(right * 0, right * 0 + 2) == 2.0
 
 
 def test_deviation_of_other_shapes_other_infinities_text_and_nothing():
     right = np.float32([[1, np.inf], [2, np.nan]])
-    assert runtime.deviation(right, right) == 0
-    assert runtime.deviation(right, -right) == math.inf
-    assert runtime.deviation(right, np.nan_to_num(right)) == math.inf
-    assert runtime.deviation(np.zeros((2, 3)), np.full((2, 3), np.nan)) == math.inf
-    assert runtime.deviation(right, right[:, :1]) == math.inf
-    assert math.isnan(runtime.deviation(np.array(["a"]), np.array(["a"])))
-    assert runtime.deviation(np.zeros((2, 0)), np.zeros((2, 0))) == 0
-    assert runtime.deviation(np.array([[True], [False]]), np.array([[True], [True]])) > 1
+    assert rounding.deviation(right, right) == 0
+    assert rounding.deviation(right, -right) == math.inf
+    assert rounding.deviation(right, np.nan_to_num(right)) == math.inf
+    assert rounding.deviation(np.zeros((2, 3)), np.full((2, 3), np.nan)) == math.inf
+    assert rounding.deviation(right, right[:, :1]) == math.inf
+    assert math.isnan(rounding.deviation(np.array(["a"]), np.array(["a"])))
+    assert rounding.deviation(np.zeros((2, 0)), np.zeros((2, 0))) == 0
+    assert rounding.deviation(np.array([[True], [False]]), np.array([[True], [True]])) > 1
 
 
 # -- searching ----------------------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def test_a_kernel_that_is_wrong_by_default_alone_is_named_wherever_it_stands(tra
     assert (finding.kind, finding.target, finding.region) == ("runtime", value, (node,))
     assert finding.confirmed
     assert finding.causal == pytest.approx(1.0, abs=1e-4)
-    assert finding.local == pytest.approx(runtime.deviation(target.values[value], target.values[value] + 1), rel=1e-3)
+    assert finding.local == pytest.approx(rounding.deviation(target.values[value], target.values[value] + 1), rel=1e-3)
     assert (evidence.node, evidence.cause) == (node, Cause.RUNTIME)
     assert "right in the variants reversed-sum" in evidence.what
     assert evidence.source_value.startswith("kernels 'reversed-sum': ")
@@ -247,7 +247,7 @@ def test_an_output_that_other_kernels_compute_otherwise_is_no_effect_of_showing(
 
 def test_values_that_showing_changes_are_computed_one_at_a_time(traced):
     target, plain = traced(trace=["perturb:10"])
-    assert runtime.deviation(plain["scores"], target.values["scores"]) > 0.01
+    assert rounding.deviation(plain["scores"], target.values["scores"]) > 0.01
     assert runtime.retrace(target) == 6
     assert runtime.observer_effect(target, plain).note == ""
     assert set(target.values) == {"x0", *fake.names(str(target.artifact.path), trust=False)}
@@ -288,20 +288,22 @@ def test_where_the_model_cannot_be_cut_it_is_said_that_nothing_can_be_told(trace
 def test_the_declared_precision_tells_how_much_noise_there_may_be(session, save, precision):
     made = tracing.trace(session, Artifact.open(save(precision=precision)), feed())
     assert isinstance(made, Ok)
-    assert runtime.precision(made.value) == precision
-    assert runtime.noise(made.value) == {"float16": 1e-2, "int8": 0.3}.get(precision, 1e-3)
+    assert rounding.precision(made.value) == precision
+    assert rounding.noise(made.value) == {"float16": 1e-2, "int8": 0.3}.get(precision, 1e-3)
     made.value.close()
 
 
 def test_jitter_is_of_the_size_of_rounding():
     values = np.random.default_rng(0).normal(5, 1, (3, 400)).astype(np.float32)
-    moved = runtime.jittered(values, "float32") - values
+    moved = rounding.jittered(values, "float32") - values
     assert 2e-6 < np.sqrt(np.mean(np.square(moved.astype(np.float64)))) < 1e-5
     grid = (np.arange(-128, 127).reshape(1, -1) * np.float32(0.25)).astype(np.float32)
-    steps = np.abs(runtime.jittered(grid, "int8") - grid)
+    steps = np.abs(rounding.jittered(grid, "int8") - grid)
     assert 0.2 < steps.max() <= 0.25
-    assert runtime.jittered(np.arange(4), "int8").tolist() == [0, 1, 2, 3]
-    assert runtime.jittered(np.full((1, 3), np.nan), "float32").shape == (1, 3)
+    floats = np.linspace(-1, 1, 1001, dtype=np.float32).reshape(1, -1)  # a kernel rounds these to 256 levels
+    assert 0.9 * 2 / 255 < np.abs(rounding.jittered(floats, "int8-dynamic") - floats).max() <= 2.001 / 255
+    assert rounding.jittered(np.arange(4), "int8").tolist() == [0, 1, 2, 3]
+    assert rounding.jittered(np.full((1, 3), np.nan), "float32").shape == (1, 3)
 
 
 def test_a_failure_of_the_trace_is_not_hidden(session, save):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from trueport.diagnosis.rounding import BEYOND, GRID_STEPS, JITTER, deviation, noise, precision, rounding, step
 from trueport.diagnosis.types import Cause, Evidence, Finding
 from trueport.feeds import Case
 from trueport.graph import FINE, Node
@@ -23,19 +24,12 @@ from trueport.session import framework_of
 from trueport.tracing import Traced
 from trueport.worker.pool import Reply
 
-NOISE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 0.1, "int8": 0.3, "int8-dynamic": 0.3}
-"""Declared precision -> deviation of an output that another kernel set explains. Largest between right kernels on clean
-networks: float32 7e-4 (ResNet-101 with random weights; MobileNetV2 3e-5, small ones 4e-6), float16 4e-3, int8 0.29;
-bfloat16 has 8 times the rounding of float16. A kernel or pass that is wrong gives 0.05 and more in float32."""
-JITTER = {"float32": 1e-6, "float16": 5e-4, "bfloat16": 4e-3}
-"""Declared precision -> rounding of one operator, relative to the size of its values: 8 units in the last place of
-float32, where sums are long, and half a unit of the others. On an integer grid it is one step of the grid."""
-BEYOND = 8.0
-"""A kernel is wrong when it is off by so many times what rounding its inputs does to the right kernel."""
 HEALED = 0.02
 """Share of the error that may stay when a fault is healed, as in the causal test of localisation."""
 DEPTH = 6
 """How many operators in a row a fusion can join; ONNX Runtime's longest chains are of about that length."""
+GRID_DEPTH = 2
+"""The same on an integer grid, where a kernel takes at most its neighbour in, and rounding adds up from layer to layer."""
 FAULTS = 4
 """How many faults of one runtime in one model are searched for."""
 SECONDS = 120.0
@@ -48,27 +42,27 @@ class ObserverEffect:
 
     Deviations by output, in units of the output's spread. plain: the traced outputs against the default run.
     exposure: the traced ones against the same kernels with nothing else shown; empty where nothing had to be explained
-    or the model cannot be cut.
+    or the model cannot be cut. tolerance: what rounding explains.
     """
 
     plain: Mapping[str, float]
     exposure: Mapping[str, float]
-    tolerance: float
+    tolerance: Mapping[str, float]
 
     @property
     def differing(self) -> tuple[str, ...]:
         """Outputs that the trace computes otherwise than the default run."""
-        return tuple(name for name, off in self.plain.items() if off > self.tolerance)
+        return tuple(name for name, off in self.plain.items() if off > self.tolerance[name])
 
     @property
     def exposed(self) -> tuple[str, ...]:
         """Outputs that change because other values are shown: the trace does not tell how the model computes them."""
-        return tuple(name for name in self.differing if self.exposure.get(name, 0.0) > self.tolerance)
+        return tuple(name for name in self.differing if self.exposure.get(name, 0.0) > self.tolerance[name])
 
     @property
     def kernels(self) -> tuple[str, ...]:
         """Outputs that the tracing kernels and the default ones compute differently, by rounding or by a fault (`find`)."""
-        return tuple(name for name in self.differing if self.exposure.get(name, math.inf) <= self.tolerance)
+        return tuple(name for name in self.differing if self.exposure.get(name, math.inf) <= self.tolerance[name])
 
     @property
     def note(self) -> str:
@@ -89,12 +83,13 @@ def observer_effect(
 ) -> ObserverEffect:
     """Compare the outputs of a plain run (default kernels, nothing shown; name -> [R, *shape]) with the traced ones.
 
-    Only when they differ by more than kernels do (`tolerance`, by default from the model's number formats) the model is
-    run again, in the tracing kernels with nothing shown but the outputs.
+    Only when they differ by more than kernels do (`tolerance`, by default from the model's precision) the model is run
+    again: in the tracing kernels with its inputs rounded anew, which tells how far rounding goes in this model, and
+    with nothing shown but the outputs.
     """
     limit = noise(target) if tolerance is None else tolerance
     off = {name: deviation(target.values[name], array) for name, array in plain.items() if name in target.values}
-    differing = [name for name, value in off.items() if value > limit]
+    limits, differing = _beyond_rounding(target, off, limit)
     exposure: dict[str, float] = {}
     if differing:
         again = target.replay({}, differing)
@@ -102,7 +97,7 @@ def observer_effect(
             arrays = again.value.emitted
             exposure = {name: deviation(target.values[name], arrays[name]) for name in differing if name in arrays}
             target.session.pool.release(again.value.folder)
-    return ObserverEffect(plain=off, exposure=exposure, tolerance=limit)
+    return ObserverEffect(plain=off, exposure=exposure, tolerance=limits)
 
 
 def plain_outputs(target: Traced) -> Outcome[dict[str, np.ndarray]]:
@@ -155,8 +150,8 @@ def find(
     call this only where they agree with the source and the plain ones do not. One pair per fault, as they were found; none where the plain outputs agree with the traced ones, or the model cannot be cut.
     """
     limit = noise(target) if tolerance is None else tolerance
-    wrong = [name for name, array in plain.items() if name in target.values]
-    wrong = [name for name in wrong if deviation(target.values[name], plain[name]) > limit]
+    off = {name: deviation(target.values[name], array) for name, array in plain.items() if name in target.values}
+    _, wrong = _beyond_rounding(target, off, limit)
     search = _Search(target, limit, time.monotonic() + seconds)
     found: dict[str, str] = {}  # the value -> the output that led to it
     while wrong and len(found) < FAULTS:
@@ -170,63 +165,13 @@ def find(
     return tuple(search.explain(place, output, found) for place, output in found.items())
 
 
-def noise(target: Traced) -> float:
-    """Deviation between kernel sets that the precision which the model declares explains."""
-    return NOISE.get(precision(target), NOISE["float32"])
-
-
-def precision(target: Traced) -> str:
-    """The precision that the model's file declares; "float32" where it says nothing."""
-    signature = target.session.signature(target.artifact)
-    if isinstance(signature, Failure):
-        return "float32"
-    return str(signature.value.meta.get("precision", "float32"))
-
-
-def jittered(array: np.ndarray, precision: str) -> np.ndarray:
-    """A copy of a value [R, *shape] with as much noise as one operator's rounding makes; integers and flags stay."""
-    if array.dtype.kind != "f" or not array.size:
-        return array
-    random = np.random.default_rng(0)
-    if precision in JITTER:
-        noise = random.standard_normal(array.shape) * (JITTER[precision] * _size(array))
-    else:
-        levels = np.unique(array[np.isfinite(array)])
-        noise = random.uniform(-1, 1, array.shape) * (np.diff(levels).min() if len(levels) > 1 else 0.0)
-    return np.asarray((array + noise).astype(array.dtype))
-
-
-def _size(array: np.ndarray) -> float:
-    finite = array[np.isfinite(array)].astype(np.float64)
-    return float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
-
-
-def deviation(right: np.ndarray, other: np.ndarray) -> float:
-    """Root mean square of the difference of two arrays [R, *shape], in units of the spread of the first over the runs.
-
-    Infinite where shapes differ or other places are not finite; NaN for text. The spread counts as at least 1 % of the
-    values' own size: rounding grows with what is there, not with what varies.
-    """
-    if right.dtype.kind not in "biuf" or other.dtype.kind not in "biuf":
-        return math.nan
-    if right.shape != other.shape:
-        return math.inf
-    if not right.size:
-        return 0.0
-    mean = np.zeros(right.shape[1:])
-    for one in right:
-        mean += np.where(np.isfinite(one), one, 0.0) / len(right)
-    squares = np.zeros(3)  # of the difference, of the varying part, of the values
-    for one, two in zip(right, other, strict=True):
-        left, far = np.asarray(one, np.float64), np.asarray(two, np.float64)
-        finite = np.isfinite(left)
-        if not np.array_equal(left[~finite], far[~finite], equal_nan=True) or not np.isfinite(far[finite]).all():
-            return math.inf
-        there = left[finite]
-        squares += [np.sum(np.square(part)) for part in (there - far[finite], there - mean[finite], there)]
-    off, varying, size = np.sqrt(squares / right.size)
-    scale = max(varying, 0.01 * size) or 1.0
-    return float(off / scale)
+def _beyond_rounding(target: Traced, off: Mapping[str, float], limit: float) -> tuple[dict[str, float], list[str]]:
+    """Return each output's limit, and the outputs that are off by more. Rounding is only measured where that matters."""
+    limits = dict.fromkeys(off, limit)
+    differing = [name for name, value in off.items() if value > limit]
+    for name, moved in rounding(target, differing, target.inputs).items():
+        limits[name] = max(limit, BEYOND * moved)
+    return limits, [name for name in differing if off[name] > limits[name]]
 
 
 @dataclass
@@ -341,22 +286,15 @@ class _Search:
     def proven(self, value: str) -> bool:
         """Whether the default kernels, fed with right values, are off by far more than rounding those values explains."""
         _, given = self.smallest(value)
-        return self.off(value, given) > max(self.limit, BEYOND * self.floor(value, given))
+        moved = rounding(self.target, [value], given or self.target.inputs, self.healed).get(value, 0.0)
+        return self.off(value, given) > max(self.limit, BEYOND * moved, self.grid(value))
 
-    def floor(self, value: str, given: Collection[str]) -> float:
-        """How far off the tracing kernels are when what is put in is rounded anew; 0 where that cannot be measured."""
-        kind = precision(self.target)
-        right = {name: self.target.values[name] for name in self.healed if name != value}
-        around = [name for name in (given or self.target.inputs) if name in self.target.values]
-        outcome = self.target.replay(
-            {**right, **{name: jittered(self.target.values[name], kind) for name in around}}, [value]
-        )
-        if isinstance(outcome, Failure):
+    def grid(self, value: str) -> float:
+        """Deviation of a value whose elements are all off by as many steps of its integer grid as rounding may be."""
+        if precision(self.target) in JITTER:
             return 0.0
-        array = outcome.value.emitted.get(value)
-        found = 0.0 if array is None else deviation(self.target.values[value], array)
-        self.target.session.pool.release(outcome.value.folder)
-        return 0.0 if math.isnan(found) else found
+        right = self.target.values[value]
+        return GRID_STEPS * deviation(right, right + step(right)) if right.dtype.kind == "f" else 0.0
 
     def _right(self, value: str, given: Collection[str], variant: str) -> bool:
         return self.off(value, given, variant) <= self.limit
@@ -366,7 +304,7 @@ class _Search:
         graph = self.target.graph
         inside = {value}
         stops: set[str] = set()
-        for _ in range(DEPTH):
+        for _ in range(DEPTH if precision(self.target) in JITTER else GRID_DEPTH):
             stops = {name for item in inside for name in graph.nearest(item, self._cuttable)} - inside
             if self.wrong(value, stops) or not any(name in graph.producers for name in stops):
                 break
