@@ -197,6 +197,17 @@ def test_an_embedding_off_by_one_reads_the_next_row(planters, answer, tmp_path):
     np.testing.assert_array_equal(answer(fault.path, {"tokens": tokens}), expected)
 
 
+def test_a_softmax_at_the_end_can_be_missing(planters, answer, tmp_path):
+    planter = planters["pictures"]
+    made = (planter.plant(tmp_path / f"{seed}.tflite", "activation_missing", seed) for seed in range(12))
+    fault = next(fault for fault in made if fault.source_value == "SOFTMAX")
+    powers = np.exp(answer(fault.path, {"image": IMAGES}).astype(np.float64))
+    expected = answer(planter.artifact.path, {"image": IMAGES})
+    np.testing.assert_allclose(powers / powers.sum(axis=-1, keepdims=True), expected, atol=1e-6)  # of float32
+    (node,) = fault.nodes
+    assert ":softmax_" in node, "the layer before it now computes the output"
+
+
 def test_int8_weights_stay_on_their_grid(session, planters, tmp_path):
     """Whatever is planted into quantised weights, they are multiples of their scale."""
     planter = planters["grid"]

@@ -318,9 +318,11 @@ class _AlignedBuffer:
 
 
 def pack(root: Any) -> bytes:
-    """Write a model (ModelT whose buffers all lie inside it) as a TFLite file."""
+    """Write a model (ModelT) as a TFLite file. Raises Unsupported when its buffers lie outside it, as beyond 2 GB."""
     import flatbuffers
 
+    if any((buffer.offset or 0) > 1 for buffer in root.buffers or ()):
+        raise Unsupported("a TFLite file whose constants lie behind its graph (over 2 GB) cannot be written again")
     written = copy.copy(root)
     written.buffers = [_AlignedBuffer(buffer.data) for buffer in root.buffers or ()]
     room = sum(buffer.data.size + 64 for buffer in written.buffers)

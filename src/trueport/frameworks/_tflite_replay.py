@@ -165,7 +165,6 @@ def replay(
     how: `variant` ("" for the kernels of `trace`), `budget` in bytes, `runs` = R. Raises Unsupported when LiteRT cannot
     run the part, be it for its shapes or for want of a kernel.
     """
-    refuse_missing_kernels(model)
     numbers = {part.feeds[index]: index for index in part.feeds}
     places = [(name, part.fetches[index]) for name, index in wanted]
     try:
@@ -186,6 +185,7 @@ def replay(
         uneven = collect(calls, how["runs"], places, how["budget"], emit)
     except RuntimeError as error:
         _session.cache_clear()  # after a failed allocation an interpreter stays broken
+        refuse_missing_kernels(model)
         first = str(error).strip().splitlines()[0]
         raise Unsupported(f"LiteRT cannot run the part of the model between these values: {first}") from error
     return {

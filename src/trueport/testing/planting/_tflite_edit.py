@@ -255,17 +255,25 @@ class Editor:
         return [self._node(node.graph, item) for item in made]
 
     def remove(self, node: Node, slot: int) -> None:
-        """Take an operator of one output out; whoever read it reads its operand `slot`, of the same shape, instead."""
-        if self.is_output(node):
-            raise SkipPlace("the operator computes an output")
-        kept, gone = self.tensor(node, slot), self.result(node)
-        if kept is None or self.shape(kept) != self.shape(gone) or kept.type != gone.type:
+        """Take an operator of one output out; whoever read it reads its operand `slot`, of the same shape, instead.
+
+        Where it computes an output of the graph, the operator before it computes that output.
+        """
+        graph, kept, gone = node.graph, int(node.item.inputs[slot]), int(node.item.outputs[0])
+        old, new = graph.tensors[kept], graph.tensors[gone]
+        if self.shape(old) != self.shape(new) or old.type != new.type:
             raise SkipPlace("its operand has another shape or type")
-        for reader in self.readers(node.graph, int(node.item.outputs[0])):
+        writer = self.writer(graph, kept)
+        if self.is_output(node):
+            if writer is None or self.is_output(writer) or self.quantised(new):
+                raise SkipPlace("the operator computes an output, and nothing before it can")
+            writer.item.outputs = [gone if int(index) == kept else int(index) for index in writer.item.outputs]
+            kept, gone = gone, kept
+        graph.operators = [item for item in graph.operators if item is not node.item]
+        for reader in self.readers(graph, gone):
             for place, index in enumerate(reader.item.inputs):
-                if index == node.item.outputs[0]:
-                    self.rewire(reader, place, int(node.item.inputs[slot]))
-        node.graph.operators = [item for item in node.graph.operators if item is not node.item]
+                if int(index) == gone:
+                    self.rewire(reader, place, kept)
 
     def save(self, out: str) -> None:
         """Write the model."""

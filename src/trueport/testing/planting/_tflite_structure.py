@@ -41,7 +41,7 @@ def missing(edit: Editor, node: Node) -> dict[str, Any]:
     writer = edit.writer(node.graph, int(node.item.inputs[slots[0]]))
     readers = edit.readers(node.graph, int(node.item.outputs[0]))
     edit.remove(node, slots[0])
-    return told(edit, [*readers, *([writer] if writer else [])], node.code + " missing before {}", node.code, None)
+    return told(edit, [*readers, *([writer] if writer else [])], node.code + " missing beside {}", node.code, None)
 
 
 def branch_missing(edit: Editor, node: Node) -> dict[str, Any]:
