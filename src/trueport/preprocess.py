@@ -7,6 +7,7 @@ Mean and std are in the units after scaling and in the order of the final channe
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -20,7 +21,7 @@ from trueport.errors import UsageError
 
 ORDERS = ("RGB", "BGR", "GREY")
 LAYOUTS = ("NHWC", "NCHW", "NHW")
-CROPS = ("none", "center")
+CROPS = ("none", "center", "first")
 FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -28,6 +29,10 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "box": Image.Resampling.BOX,
 }
+SAMPLED = ("nearest-floor", "bilinear-corner", "bicubic-sharp", "area")
+"""Ways of resizing that Pillow does not have. nearest-floor: OpenCV's nearest; bilinear-corner: the old bilinear of
+TensorFlow 1, whose pixels sit at their corners; bicubic-sharp: the bicubic of OpenCV and PyTorch (a = -0.75);
+area: the mean of what a pixel covers (OpenCV INTER_AREA, tf.image "area")."""
 DTYPES = ("float32", "float16", "float64", "uint8", "int8", "int32", "int64")
 FILES = ("preprocess.json", "preprocess.toml")
 """What a folder of images may hold beside them."""
@@ -38,13 +43,19 @@ class Preprocess:
     """One description. size: (height, width) of the result, None keeps the picture's own.
 
     crop "none" stretches to `size`; "center" scales the short side to `short_side` (or just enough to cover `size`)
-    and cuts the middle. mean, std: one number, or one per channel.
+    and cuts the middle; "first" cuts the middle out of the picture, `fraction` of the largest part with the sides of
+    `size`, and scales that. antialias: whether shrinking averages over what a pixel covers, as Pillow does, or samples
+    single points, as OpenCV, tf.image.resize and PyTorch do unless told otherwise. rounded: whether resized values are
+    whole numbers again (Pillow, OpenCV) or not (tf.image.resize, PyTorch). mean, std: one number, or one per channel.
     """
 
     size: tuple[int, int] | None = None
     resize: str = "bilinear"
     crop: str = "none"
     short_side: int | None = None
+    fraction: float = 1.0
+    antialias: bool = True
+    rounded: bool = True
     order: str = "RGB"
     scale: float = 1.0
     offset: float = 0.0
@@ -56,7 +67,7 @@ class Preprocess:
     def __post_init__(self) -> None:
         channels = 1 if self.order == "GREY" else 3
         for name, allowed in (
-            ("resize", tuple(FILTERS)),
+            ("resize", (*FILTERS, *SAMPLED)),
             ("crop", CROPS),
             ("order", ORDERS),
             ("layout", LAYOUTS),
@@ -72,6 +83,8 @@ class Preprocess:
             raise UsageError(
                 "preprocessing: short_side needs a size, and must be at least as large as both sides of it"
             )
+        if not 0.0 < self.fraction <= 1.0:
+            raise UsageError(f"preprocessing: fraction must be above 0 and at most 1, not {self.fraction}")
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, channels):
                 raise UsageError(f"preprocessing: {name} needs 1 or {channels} numbers, not {len(getattr(self, name))}")
@@ -97,9 +110,8 @@ class Preprocess:
 
     def apply(self, image: Image.Image) -> np.ndarray:
         """One picture to one sample: [H, W, C], [C, H, W] or [H, W] (the layout without N), in `dtype`."""
-        picture = self._fit(_as_colours(image, self.order))
-        values: np.ndarray = np.asarray(picture, dtype=np.float64)  # rounded once, at the end
-        values = values[..., np.newaxis] if values.ndim == 2 else values
+        values = self._fit(np.asarray(_as_colours(image, self.order)))  # rounded to the dtype once, at the end
+        values = values.astype(np.float64).reshape(*values.shape[:2], -1)
         if self.order == "BGR":
             values = values[..., ::-1]
         values = values * self.scale + self.offset
@@ -108,19 +120,34 @@ class Preprocess:
             values = values[..., 0] if self.layout == "NHW" else values.transpose(2, 0, 1)
         return self._typed(values)
 
-    def _fit(self, image: Image.Image) -> Image.Image:
+    def _fit(self, picture: np.ndarray) -> np.ndarray:
+        """A picture [H, W] or [H, W, C], uint8, resized and cropped to `size`."""
         if self.size is None:
-            return image
+            return picture
         height, width = self.size
-        how = FILTERS[self.resize]
+        tall, wide = picture.shape[:2]
         if self.crop == "none":
-            return image if image.size == (width, height) else image.resize((width, height), how)
-        short = min(image.size)
-        factor = self.short_side / short if self.short_side else max(width / image.width, height / image.height)
-        scaled = (max(width, round(image.width * factor)), max(height, round(image.height * factor)))
-        image = image if image.size == scaled else image.resize(scaled, how)
-        left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
-        return image.crop((left, top, left + width, top + height))
+            return self._resized(picture, height, width)
+        if self.crop == "first":
+            share = min(tall / height, wide / width) * self.fraction
+            cut = max(1, round(height * share)), max(1, round(width * share))
+            return self._resized(_middle(picture, *cut), height, width)
+        factor = self.short_side / min(tall, wide) if self.short_side else max(width / wide, height / tall)
+        scaled = self._resized(picture, max(height, round(tall * factor)), max(width, round(wide * factor)))
+        return _middle(scaled, height, width)
+
+    def _resized(self, picture: np.ndarray, height: int, width: int) -> np.ndarray:
+        if picture.shape[:2] == (height, width):
+            return picture
+        if self.resize == "nearest" or (self.resize in FILTERS and self.antialias and self.rounded):
+            return np.asarray(Image.fromarray(picture).resize((width, height), FILTERS[self.resize]))
+        rows, columns = (
+            _weights(have, want, self.resize, antialias=self.antialias)
+            for have, want in zip(picture.shape[:2], (height, width), strict=True)
+        )
+        values = np.moveaxis(np.tensordot(rows, picture.astype(np.float64), axes=(1, 0)), 1, 0)
+        values = np.moveaxis(np.tensordot(columns, values, axes=(1, 0)), 1, 0)
+        return np.clip(np.rint(values), 0.0, 255.0) if self.rounded else np.asarray(values)
 
     def _typed(self, values: np.ndarray) -> np.ndarray:
         dtype = np.dtype(self.dtype)
@@ -140,6 +167,54 @@ def _as_colours(image: Image.Image, order: str) -> Image.Image:
     if "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("L" if order == "GREY" else "RGB")
+
+
+# Resizing
+
+
+def _middle(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
+    return picture[top : top + height, left : left + width]
+
+
+KERNELS: Mapping[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {
+    "box": (0.5, lambda x: np.where((x > -0.5) & (x <= 0.5), 1.0, 0.0)),
+    "bilinear": (1.0, lambda x: np.maximum(0.0, 1.0 - np.abs(x))),
+    "bilinear-corner": (1.0, lambda x: np.maximum(0.0, 1.0 - np.abs(x))),
+    "bicubic": (2.0, lambda x: _cubic(np.abs(x), -0.5)),
+    "bicubic-sharp": (2.0, lambda x: _cubic(np.abs(x), -0.75)),
+    "lanczos": (3.0, lambda x: np.where(np.abs(x) < 3.0, np.sinc(x) * np.sinc(x / 3.0), 0.0)),
+}
+"""Way of resizing -> (half width, weight at a distance), in pixels of the coarser of the two pictures."""
+
+
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+    """The cubic convolution kernel of Keys (1981) at distances x >= 0."""
+    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+    far = (((x - 5.0) * x + 8.0) * x - 4.0) * a
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+def _weights(have: int, want: int, how: str, *, antialias: bool) -> np.ndarray:
+    """Share of each of `have` pixels in each of `want` pixels along one axis, [want, have]; rows add up to 1."""
+    step, places = have / want, np.arange(want)
+    if how == "nearest-floor":
+        return np.eye(have)[np.minimum((places * step).astype(np.int64), have - 1)]
+    if how == "area":
+        edges = np.arange(have)
+        low, high = (places * step)[:, None], ((places + 1) * step)[:, None]
+        found = np.clip(np.minimum(high, edges + 1) - np.maximum(low, edges), 0.0, None)
+    else:
+        reach, kernel = KERNELS[how]
+        centres = places * step if how == "bilinear-corner" else (places + 0.5) * step - 0.5
+        stretch = max(1.0, step) if antialias and how != "bilinear-corner" else 1.0
+        taps = np.floor(centres)[:, None] + np.arange(-math.ceil(reach * stretch), math.ceil(reach * stretch) + 2)
+        weights = kernel((taps - centres[:, None]) / stretch)
+        if antialias:  # beyond the rim there is nothing, without it the rim goes on
+            weights = np.where((taps >= 0) & (taps < have), weights, 0.0)
+        found = np.zeros((want, have))
+        np.add.at(found, (places[:, None], np.clip(taps, 0, have - 1).astype(np.int64)), weights)
+    return np.asarray(found / found.sum(axis=1, keepdims=True))
 
 
 # Reading a description
@@ -231,6 +306,11 @@ def _fail(value: Any) -> Any:
     raise ValueError(value)
 
 
+def _truth(value: Any) -> bool:
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    return known[str(value).lower()] if str(value).lower() in known else bool(_fail(value))
+
+
 def _word(value: Any) -> str:
     return value if isinstance(value, str) else _fail(value)
 
@@ -244,6 +324,9 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "resize": lambda value: _word(value).lower(),
     "crop": lambda value: {"centre": "center"}.get(_word(value).lower(), _word(value).lower()),
     "short_side": _whole,
+    "fraction": lambda value: _number(value),
+    "antialias": lambda value: _truth(value),
+    "rounded": lambda value: _truth(value),
     "order": _colour,
     "scale": _number,
     "offset": _number,
@@ -257,6 +340,9 @@ _EXAMPLES = {
     "resize": "bilinear",
     "crop": "center",
     "short_side": "256",
+    "fraction": "0.875",
+    "antialias": "false",
+    "rounded": "false",
     "order": "RGB",
     "scale": "1/255",
     "offset": "-1",

@@ -219,6 +219,24 @@ def explain(source: np.ndarray, target: np.ndarray, *, tolerance: float = TOLERA
     return None if best is None else replace(best, whole=both_whole)
 
 
+def closest(source: np.ndarray, target: np.ndarray) -> Explanation | None:
+    """As `explain`, but the change that leaves least, however much that is; of equally good ones the simplest."""
+    if source.shape[0] != target.shape[0] or source.size != target.size or not _numeric(source, target):
+        return None
+    source, target = _some(source), _some(target)
+    best: tuple[float, Change, np.ndarray, np.ndarray] | None = None
+    for base in placements(source.shape[1:], target.shape[1:]):
+        sums = _Sums.of(_by_channel(base.move(source), base.axis), _by_channel(target, base.axis))
+        for order in _orders(sums):
+            scale, shift, rest = sums.fit(order)
+            if best is None or float(rest.max()) < 0.9 * best[0]:
+                best = (float(rest.max()), replace(base, channels=order), scale, shift)
+    if best is None or not math.isfinite(best[0]):
+        return None
+    left, right = _by_channel(best[1].move(source), best[1].axis), _by_channel(target, best[1].axis)
+    return _told(best[1], best[2], best[3], best[0], left, right, 0.0, math.inf)
+
+
 def _numeric(*arrays: np.ndarray) -> bool:
     return all(array.dtype.kind in "fiub" for array in arrays)
 

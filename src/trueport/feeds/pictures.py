@@ -67,7 +67,7 @@ def first_picture(folder: Path, described: Preprocess | str | Path | None) -> np
     if isinstance(described, str):
         described = preprocessing.from_text(described)
     recipe = preprocessing.from_file(described) if isinstance(described, Path) else described
-    return recipe.apply(_open(files[0]))[np.newaxis]
+    return recipe.apply(open_picture(files[0]))[np.newaxis]
 
 
 def _recipe(
@@ -107,7 +107,7 @@ def spread(count: int, limit: int | None) -> np.ndarray:
 
 def _stack(files: list[Path], recipe: Preprocess) -> np.ndarray:
     """All samples, [N, ...]; every picture must come out in one shape."""
-    first = recipe.apply(_open(files[0]))
+    first = recipe.apply(open_picture(files[0]))
     if first.nbytes * len(files) > MAX_BYTES:
         raise UsageError(
             f"{len(files)} pictures of {first.nbytes >> 20} MiB each take more than {MAX_BYTES >> 30} GiB; use fewer, or a smaller size"
@@ -115,7 +115,7 @@ def _stack(files: list[Path], recipe: Preprocess) -> np.ndarray:
     stack = np.empty((len(files), *first.shape), first.dtype)
     stack[0] = first
     for row, file in enumerate(files[1:], start=1):
-        sample = recipe.apply(_open(file))
+        sample = recipe.apply(open_picture(file))
         if sample.shape != first.shape:
             raise UsageError(
                 f"{file.name} comes out as {list(sample.shape)}, {files[0].name} as {list(first.shape)}; give a size to resize to"
@@ -124,7 +124,8 @@ def _stack(files: list[Path], recipe: Preprocess) -> np.ndarray:
     return stack
 
 
-def _open(file: Path) -> Image.Image:
+def open_picture(file: Path) -> Image.Image:
+    """Decode a picture. Raises UsageError when it is damaged or far too large."""
     try:
         with Image.open(file) as image:
             if image.width * image.height > MAX_PIXELS:
