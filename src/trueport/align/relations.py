@@ -22,7 +22,7 @@ MAX_RANK = 5
 def possible(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[Relation, ...]:
     """Every relation that the squeezed shapes allow, the plain one first.
 
-    Equal ranks: the permutations that give the target's sizes. Otherwise (reshapes, merged or split axes): all
+    Equal ranks: the permutations that give the target's sizes, and the plain reading. Otherwise (reshapes, merged or split axes): all
     permutations of either side, read flat.
     """
     if max(len(source), len(target)) > MAX_RANK:
@@ -35,7 +35,8 @@ def possible(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[Relation
             if tuple(source[axis] for axis in axes) == target
         ]
         if found:
-            return tuple(found)
+            flat = Relation(tuple(range(len(source))))  # a reshape where a transpose was meant
+            return tuple(found) if flat in found else (*found, flat)
     sides = [Relation(axes) for axes in itertools.permutations(range(len(source)))]
     sides += [Relation(axes, "target") for axes in itertools.permutations(range(len(target)))][1:]
     return tuple(sides)

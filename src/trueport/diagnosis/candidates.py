@@ -8,6 +8,7 @@ operator), `missing` (a source operator was left out behind a value that agrees)
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,13 @@ PER_VALUE = 8
 """Hypotheses tried at one value."""
 CHANNEL_MOVES = {(1, 0), (1, 2, 0), (2, 0, 1), (1, 2, 3, 0), (3, 0, 1, 2)}
 """Channels first to channels last and back, the axes of size 1 (the batch) left out."""
+USUAL = 3
+"""Pairs with the same relation from which it counts as the model's habit."""
+MOVEMENT = {
+    "Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Gather", "Expand",
+    "Concat", "Tile", "Pad",
+}  # fmt: skip
+"""Operators that only move elements about."""
 LONGEST = 6
 """Operators that only move elements, one behind the other."""
 HIDDEN = 2
@@ -32,13 +40,17 @@ HIDDEN = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """Put `relation(source)` in at `target`. `odd`: the relation is neither plain nor the model's usual one."""
+    """Put `relation(source)` in at `target`. `odd`: the relation is neither plain nor the model's usual one.
+
+    anchor: for what is put in at a value that agrees, the value whose readers are wrong.
+    """
 
     kind: str
     target: str
     source: str
     relation: Relation
     odd: bool = False
+    anchor: str = ""
 
 
 class Candidates:
@@ -248,15 +260,22 @@ class Candidates:
             ]
             for name in front:
                 ours = self.ours.infos[name]
-                maker = self.ours.graph.producer(name)
-                if maker is not None and maker.op == present:
+                if present in self._operators(name):
                     continue
                 if ours.size == info.size and ours.kind is not Kind.OTHER:
                     found += [
-                        Candidate(kind="missing", target=parent, source=name, relation=relation)
+                        Candidate(kind="missing", target=parent, source=name, relation=relation, anchor=parent)
                         for relation in self.usual(ours.tight, info.tight)[:1]
                     ]
         return found[:PER_VALUE]
+
+    def _operators(self, source: str) -> set[str]:
+        """The operator that computes a source value, and the native one that it is a part of."""
+        node = self.ours.graph.producer(source)
+        if node is None:
+            return set()
+        whole = self.ours.graph.by_name.get(node.origin or "")
+        return {node.op, whole.op if whole is not None else node.op}
 
     def _layout(self, parent: str) -> list[Candidate]:
         """Source values with the same elements in the natural order, where a value agrees in another order only.
@@ -273,8 +292,12 @@ class Candidates:
                         continue
                     gap = relations.error(self.ours.values[other], self.theirs.values[name], relation, ours.unit)
                     if gap > self.pair.tolerance:  # else it puts in what stands there already
-                        odd = not self.natural(relation)
-                        found.append(Candidate(kind="layout", target=name, source=other, relation=relation, odd=odd))
+                        odd = not self.natural(relation, ours.tight, info.tight)
+                        found.append(
+                            Candidate(
+                                kind="layout", target=name, source=other, relation=relation, odd=odd, anchor=parent
+                            )
+                        )
         found.sort(key=lambda candidate: candidate.odd)
         return found[: 2 * PER_VALUE]
 
@@ -283,9 +306,20 @@ class Candidates:
         head = self.alignment.alike.get(source, source)
         return [source, *(name for name, other in self.alignment.alike.items() if other == head and name != source)]
 
-    def natural(self, relation: Relation) -> bool:
-        """Whether a converter moves axes like this: not at all, or the channels."""
-        return relation.identity or relation.permutation in CHANNEL_MOVES
+    def natural(self, relation: Relation, source: tuple[int, ...], target: tuple[int, ...]) -> bool:
+        """Whether a converter moves axes like this: not at all, the channels, or as it does all over the model."""
+        if relation.identity:
+            return len(source) != len(target) or source == target
+        return relation.permutation in CHANNEL_MOVES or self._seen[relation] >= USUAL
+
+    def natural_match(self, value: str) -> bool:
+        """Whether a value agrees with its twin in a natural order."""
+        match = self.alignment.matches[value]
+        return self.natural(match.relation, self.ours.infos[match.source].tight, self.theirs.infos[value].tight)
+
+    @cached_property
+    def _seen(self) -> Counter[Relation]:
+        return Counter(match.relation for match in self.alignment.matches.values() if match.ok and match.how == "value")
 
     def unnatural(self, value: str) -> list[str]:
         """The values from `value` upward that agree only in an order in which no converter moves axes; nearest first."""
@@ -294,7 +328,7 @@ class Candidates:
         while front:
             name = front.pop(0)
             match = self.alignment.matches.get(name)
-            if name in found or match is None or not match.ok or match.how == "input" or self.natural(match.relation):
+            if name in found or match is None or not match.ok or match.how == "input" or self.natural_match(name):
                 continue
             found.append(name)
             front += self.theirs.graph.parents(name)
@@ -303,14 +337,15 @@ class Candidates:
     def chain(self, value: str) -> list[str]:
         """`value` and the values above it with the same elements, joined by operators that only move them."""
         found = [value]
-        head = self.alignment.alike.get(self.alignment.matches[value].source)
         while len(found) < LONGEST:
+            node = self.theirs.graph.producer(found[-1])
+            if node is None or node.op not in MOVEMENT:
+                break
             above = [
                 name
                 for name in self.theirs.graph.parents(found[-1])
-                if self.alignment.ok(name)
+                if name in self.alignment.matches
                 and self.theirs.infos[name].size == self.theirs.infos[value].size
-                and self.alignment.alike.get(self.alignment.matches[name].source) == head
                 and name not in found
             ]
             if not above:

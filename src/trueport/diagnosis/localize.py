@@ -10,7 +10,7 @@ search goes on until the outputs are right.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from trueport.align import relations
 from trueport.align.info import Info, Kind, describe
 from trueport.align.match import View
 from trueport.align.types import Alignment, Relation
-from trueport.diagnosis.candidates import Candidate, Candidates
+from trueport.diagnosis.candidates import MOVEMENT, Candidate, Candidates
 from trueport.diagnosis.pair import Output, Pair
 from trueport.diagnosis.types import Finding
 from trueport.outcome import Failure
@@ -44,18 +44,13 @@ PARAMETRIC = {
     "BatchNormalization",
 }
 """Operators whose result agrees by accident hardly ever: one such value behind an injection proves it."""
-MOVEMENT = {
-    "Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Gather", "Expand",
-    "Concat", "Tile", "Pad",
-}  # fmt: skip
-"""Operators that only move elements about."""
 
 
 class _Trial(NamedTuple):
     """One injection: what it did to the outputs, how many are right with it, how many values behind it agree again."""
 
     candidate: Candidate
-    array: np.ndarray
+    given: Mapping[str, np.ndarray]
     errors: Mapping[str, float]
     healed: bool
     outputs: int
@@ -83,12 +78,13 @@ class Located:
 
     @property
     def sharp(self) -> bool:
-        """Whether everything is proven and every region is small."""
-        return self.healed and bool(self.findings) and max(len(f.region) for f in self.findings) <= WIDE
+        """Whether everything is proven, every region is small, and the errors arise there and are not only passed on."""
+        return self.healed and bool(self.findings) and all(_sharp(finding) for finding in self.findings)
 
     def better(self, other: Located) -> bool:
         """Whether this one proves more, or the same with smaller regions."""
-        return (self.healed, -self._width()) > (other.healed, -other._width())
+        mine, theirs = (sum(map(_sharp, one.findings)) / max(1, len(one.findings)) for one in (self, other))
+        return (self.healed, mine, -self._width()) > (other.healed, theirs, -other._width())
 
     def _width(self) -> int:
         return sum(len(finding.region) for finding in self.findings) if self.findings else 10**6
@@ -183,17 +179,13 @@ class Localizer:
                 break
             if tried >= TRIES or time.monotonic() > self.deadline:
                 break
-            outcome = self._try(candidate, array, search)
-            if outcome is None:
-                continue
-            errors, gained = outcome
-            healed = [self._healed(output, errors[output.target]) for output in bad]
-            trial = _Trial(candidate, array, errors, all(healed), sum(healed), gained)
-            if trial.healed:
-                best = trial
+            trials = self._try(candidate, array, search, bad)
+            healing = [trial for trial in trials if trial.healed]
+            if healing:
+                best = healing[0]
                 break
-            if (any(healed) or gained) and (best is None or trial.rank > best.rank):
-                best = trial
+            useful = [trial for trial in trials if trial.outputs or trial.gained]
+            best = max([*useful, *([best] if best else [])], key=lambda trial: trial.rank, default=None)
         return None if best is None else self._accept(best, search)
 
     def _fresh(self, search: Candidates) -> Iterator[tuple[Candidate, np.ndarray]]:
@@ -234,26 +226,56 @@ class Localizer:
             return bool(gap <= min(self.pair.tolerance, 1e-6))
         return bool(np.array_equal(current, array, equal_nan=current.dtype.kind == "f"))
 
-    def _try(self, candidate: Candidate, array: np.ndarray, search: Candidates) -> tuple[dict[str, float], bool] | None:
-        """Output errors with the value put in, and whether enough values behind it agree again. None: it cannot be run."""
-        outputs = [output for output in self.pair.outputs if output.bad]
-        near = self._near(candidate.target, search)
-        wanted = list(
-            dict.fromkeys([*(output.target for output in outputs if output.target != candidate.target), *near])
-        )
+    def _try(self, candidate: Candidate, array: np.ndarray, search: Candidates, bad: Sequence[Output]) -> list[_Trial]:
+        """Put the value in and see what heals; none when it cannot be run.
+
+        At a value that agrees, all its readers get the other value; where that does not heal, only those that are wrong.
+        """
+        plain = self._trial(candidate, {candidate.target: array}, search, bad)
+        if plain is None or plain.healed or candidate.kind != "missing":
+            return [] if plain is None else [plain]
+        given = self._for_wrong_readers(candidate, array, search)
+        other = None if given is None else self._trial(candidate, given, search, bad)
+        return [trial for trial in (plain, other) if trial is not None]
+
+    def _trial(
+        self, candidate: Candidate, given: Mapping[str, np.ndarray], search: Candidates, bad: Sequence[Output]
+    ) -> _Trial | None:
         self.tries += 1
-        reply = self.pair.target.replay({**self.injected, candidate.target: array}, wanted)
+        near = [name for name in self._near(candidate.target, search) if name not in given]
+        wanted = [*(output.target for output in self.pair.outputs if output.bad and output.target not in given), *near]
+        reply = self.pair.target.replay({**self.injected, **given}, list(dict.fromkeys(wanted)))
         if isinstance(reply, Failure):
             return None
-        values = dict(reply.value.emitted)
-        values[candidate.target] = array
-        errors = {}
-        for output in outputs:
-            value = values.get(output.target)
-            errors[output.target] = float("inf") if value is None else self.pair.output_error(output, value)
+        values = {**reply.value.emitted, **given}
+        errors = {
+            output.target: self.pair.output_error(output, values[output.target])
+            if output.target in values
+            else float("inf")
+            for output in self.pair.outputs
+            if output.bad
+        }
         gained = self._gained(candidate, [(name, values[name]) for name in near if name in values])
         self.pair.target.session.pool.release(reply.value.folder)
-        return errors, gained
+        healed = [self._healed(output, errors[output.target]) for output in bad]
+        return _Trial(candidate, given, errors, all(healed), sum(healed), gained)
+
+    def _for_wrong_readers(
+        self, candidate: Candidate, array: np.ndarray, search: Candidates
+    ) -> dict[str, np.ndarray] | None:
+        """What the readers that are wrong make of the value; None when there are no others."""
+        graph = self.pair.theirs.graph
+        readers = [graph.nodes[place] for place in graph.consumers.get(candidate.target, ())]
+        wrong = [name for node in readers for name in node.outputs if name in search.frontier]
+        wrong = [name for name in wrong if name in self.pair.theirs.infos]
+        if not wrong or all(any(name in wrong for name in node.outputs) for node in readers):
+            return None
+        reply = self.pair.target.replay({**self.injected, candidate.target: array}, wanted=wrong)
+        if isinstance(reply, Failure):
+            return None
+        made = {name: np.array(value) for name, value in reply.value.emitted.items()}
+        self.pair.target.session.pool.release(reply.value.folder)
+        return made or None
 
     def _near(self, target: str, search: Candidates) -> list[str]:
         """Wrong values at most BEHIND operators behind an injection."""
@@ -320,20 +342,20 @@ class Localizer:
             confirmed=trial.healed or removed > 0.5,
             prior=self._prior(candidate, search),
         )
-        self._inject(candidate.target, trial.array)
-        return replace(finding, confirmed=finding.confirmed or self._ok_behind(candidate.target))
+        self._inject(trial.given)
+        return replace(finding, confirmed=finding.confirmed or self._ok_behind(trial.given))
 
     def _prior(self, candidate: Candidate, search: Candidates) -> dict[str, float]:
         """For a wrong order of elements: the nodes whose result agrees in an unnatural order only are to blame."""
         graph = self.pair.theirs.graph
         if candidate.kind != "layout":
             return {}
-        values = [*search.unnatural(candidate.target), *search.chain(candidate.target)]
-        found = {}
-        for value in dict.fromkeys(values):
+        values = [candidate.target, *search.unnatural(candidate.anchor), *search.chain(candidate.anchor)]
+        found: dict[str, float] = {}
+        for value in sorted(set(values), key=lambda value: self.pair.theirs.place[value]):
             node, match = graph.producer(value), self.alignment.matches[value]
             if node is not None and not self._natural_twin(value, match.source, search):
-                found[node.name] = 1.5
+                found[node.name] = 1.0 if found else 2.0  # the first; those behind it only pass it on
         return found
 
     def _natural_twin(self, value: str, source: str, search: Candidates) -> bool:
@@ -342,14 +364,14 @@ class Localizer:
         for other in search.same(source):
             ours = self.pair.ours.infos[other]
             for relation in relations.possible(ours.tight, theirs.infos[value].tight):
-                if search.natural(relation) and relation.side == "source":
+                if search.natural(relation, ours.tight, theirs.infos[value].tight) and relation.side == "source":
                     error = relations.error(self.pair.ours.values[other], theirs.values[value], relation, ours.unit)
                     if error <= self.pair.tolerance:
                         return True
         return False
 
-    def _ok_behind(self, target: str) -> bool:
-        return any(self.alignment.ok(name) for name in self.pair.theirs.graph.children(target))
+    def _ok_behind(self, given: Iterable[str]) -> bool:
+        return any(self.alignment.ok(name) for target in given for name in self.pair.theirs.graph.children(target))
 
     def _deviation(self, candidate: Candidate) -> float:
         current = self.pair.theirs.values[candidate.target]
@@ -360,12 +382,13 @@ class Localizer:
         graph = self.pair.theirs.graph
         ok = {name for name in self.pair.theirs.infos if self.alignment.ok(name)}
         if candidate.target in ok:  # a fault before or behind a value that agrees, or in what moved it there
-            above = [*search.unnatural(candidate.target)] if candidate.kind == "layout" else []
-            values = [*reversed(above), *reversed(search.chain(candidate.target))]
+            above = search.unnatural(candidate.anchor) if candidate.kind == "layout" else []
+            values = [candidate.target, *above, *search.chain(candidate.anchor or candidate.target)]
+            values.sort(key=lambda value: self.pair.theirs.place[value])
             nodes = [node for value in dict.fromkeys(values) if (node := graph.producer(value)) is not None]
             nodes += [
                 graph.nodes[place]
-                for place in graph.consumers.get(candidate.target, ())
+                for place in graph.consumers.get(candidate.anchor or candidate.target, ())
                 if any(name in search.wrong for name in graph.nodes[place].outputs)
             ]
             return tuple(dict.fromkeys(node.name for node in nodes))
@@ -403,16 +426,17 @@ class Localizer:
         self.pair.target.session.pool.release(reply.value.folder)
         return found
 
-    def _inject(self, target: str, array: np.ndarray) -> None:
-        """Keep a value put in: compute everything behind it anew, and align that again."""
+    def _inject(self, given: Mapping[str, np.ndarray]) -> None:
+        """Keep values put in: compute everything behind them anew, and align that again."""
         pair = self.pair
-        self.injected[target] = array
-        behind = [name for name in pair.theirs.graph.downward([target]) if name != target and name in pair.theirs.infos]
+        self.injected.update(given)
+        below = pair.theirs.graph.downward(given)
+        behind = [name for name in below if name not in given and name in pair.theirs.infos]
         wanted = [name for name in behind if name not in self.injected]
         values = dict(pair.theirs.values)
         described: dict[str, Info] = dict(pair.theirs.infos)
-        values[target] = array
-        described[target] = describe(array)
+        for name, array in given.items():
+            values[name], described[name] = array, describe(array)
         if wanted:
             reply = pair.target.replay(self.injected, wanted)
             if not isinstance(reply, Failure):
@@ -421,7 +445,7 @@ class Localizer:
                     values[name] = value
                     described[name] = describe(value)
         pair.theirs = View(graph=pair.theirs.graph, values=values, infos=described)
-        self.alignment = pair.align(self.alignment, [target, *behind])
+        self.alignment = pair.align(self.alignment, [*given, *behind])
         self.now = {output.target: pair.output_error(output) for output in pair.outputs}
 
     def _unproven(self) -> Finding | None:
@@ -450,6 +474,11 @@ class Localizer:
                 confirmed=False,
             )
         return None
+
+
+def _sharp(finding: Finding) -> bool:
+    passed_on = finding.kind in ("drift", "struct") and finding.local < 0.1 * finding.accumulated
+    return len(finding.region) <= WIDE and not passed_on
 
 
 def share(before: float, after: float) -> float:
