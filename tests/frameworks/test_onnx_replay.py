@@ -149,6 +149,10 @@ def test_a_needed_input_that_is_missing_and_an_unknown_name_are_refused_in_a_sen
     unknown = net.ask("replay", inputs=inputs_of_residual(), given={"nowhere": samples(3, 1)}, wanted=["r0"], **common)
     assert isinstance(unknown, Failure)
     assert "no value named 'nowhere'" in unknown.message
+    common["variant"] = "fastest"
+    variant = net.ask("replay", inputs=inputs_of_residual(), given={}, wanted=["r0"], **common)
+    assert isinstance(variant, Failure)
+    assert "no variant 'fastest'; known are default, " in variant.message
 
 
 # -- all values at once -----------------------------------------------------------------------------------------------

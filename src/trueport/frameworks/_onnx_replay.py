@@ -16,6 +16,7 @@ import numpy as np
 from trueport.frameworks import _onnx_cut, _onnx_file, _onnx_run, _onnx_trace
 from trueport.frameworks._base import Arrays, Emit
 
+VARIANTS = ("default", "no-optimization", "single-thread", "reference")
 _BLAMED = re.compile(r"Name:'([^']*)' Status Message|Node ?(?:\(| with name ')([^)']*)[)']")
 """How ONNX Runtime names the node that fails, when it runs and when it loads."""
 
@@ -31,9 +32,11 @@ def replay(
     Raises ValueError for a name that is no value of the model and for an input that is needed and missing.
     """
     index = _onnx_cut.index(path)
+    if variant not in ("", *VARIANTS, *_onnx_run.LEVELS) and not variant.startswith(_onnx_run.WITHOUT):
+        raise ValueError(f"there is no variant '{variant}'; known are {', '.join(VARIANTS)}")
     _check_names(path, [*given, *wanted])
     job = _Job(path, index, inputs, given, variant or _onnx_cut.VARIANT)
-    for name in wanted:
+    for name in dict.fromkeys(wanted):
         if name in index.inputs:  # nothing computes it
             emit(name, np.asarray(inputs[name] if name in inputs else given[name]))
     skipped: dict[str, str] = {}

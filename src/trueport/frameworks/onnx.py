@@ -30,7 +30,7 @@ from trueport.frameworks._base import Arrays, Emit, GraphDict, NodeDict, RunResu
 NAME = "onnx"
 FORMATS = {"onnx": "onnx"}
 SUFFIXES = {"onnx": ".onnx"}
-VARIANTS = ("default", "no-optimization", "single-thread", "reference")
+VARIANTS = _onnx_replay.VARIANTS
 PRECISIONS = ("float32", "float64", "float16", "int8-dynamic", "int8")
 
 _CARRIES_INDICES = {
