@@ -204,12 +204,12 @@ class Model:
         buffer = self.root.buffers[number]
         return (buffer.data is not None and len(buffer.data) > 0) or (buffer.offset or 0) > 1
 
-    def buffer(self, number: int) -> bytes:
-        """Return the bytes of one buffer, also of those that lie behind the flatbuffer (files over 2 GB)."""
+    def buffer(self, number: int) -> np.ndarray:
+        """Return the bytes of one buffer, not copied, also of those that lie behind the flatbuffer (files over 2 GB)."""
         buffer = self.root.buffers[number]
         if (buffer.offset or 0) > 1:
-            return self.data[buffer.offset : buffer.offset + buffer.size]
-        return b"" if buffer.data is None else np.asarray(buffer.data, dtype=np.uint8).tobytes()
+            return np.frombuffer(memoryview(self.data)[buffer.offset : buffer.offset + buffer.size], np.uint8)
+        return np.ascontiguousarray(() if buffer.data is None else buffer.data, dtype=np.uint8)
 
     # -- values
 
@@ -300,7 +300,7 @@ class _AlignedBuffer:
     """Packs the bytes of one buffer at a multiple of 16, as the schema demands and its generated Python code does not."""
 
     def __init__(self, data: Any) -> None:
-        self.data = np.frombuffer(b"" if data is None else np.asarray(data, dtype=np.uint8), dtype=np.uint8)
+        self.data = np.ascontiguousarray(() if data is None else data, dtype=np.uint8)
 
     def Pack(self, builder: Any) -> int:
         from ai_edge_litert import schema_py_generated as schema
@@ -309,7 +309,7 @@ class _AlignedBuffer:
         if self.data.size:
             builder.StartVector(1, self.data.size, 16)
             builder.head -= self.data.size
-            builder.Bytes[builder.head : builder.head + self.data.size] = self.data.tobytes()
+            memoryview(builder.Bytes)[builder.head : builder.head + self.data.size] = self.data.data
             vector = builder.EndVector()
         schema.BufferStart(builder)
         if vector:
@@ -326,7 +326,8 @@ def pack(root: Any) -> bytes:
     written = copy.copy(root)
     written.buffers = [_AlignedBuffer(buffer.data) for buffer in root.buffers or ()]
     room = sum(buffer.data.size + 64 for buffer in written.buffers)
-    builder = flatbuffers.Builder(room + 65536)
+    room += sum(512 * (len(graph.tensors or ()) + len(graph.operators or ())) for graph in root.subgraphs)
+    builder = flatbuffers.Builder(room + 65536)  # it doubles, and copies, when that is too little
     builder.Finish(written.Pack(builder), b"TFL3")
     return bytes(memoryview(builder.Bytes)[builder.Head() :])
 

@@ -103,9 +103,9 @@ class _Buffers:
     def number(self, old: int) -> int:
         if old not in self.numbers:
             data = self.model.buffer(old)
-            self.numbers[old] = len(self.kept) if data else 0
-            if data:
-                self.kept.append(self.make(data=np.frombuffer(data, np.uint8)))
+            self.numbers[old] = len(self.kept) if data.size else 0
+            if data.size:
+                self.kept.append(self.make(data=data))
         return self.numbers[old]
 
 

@@ -155,7 +155,7 @@ def _meta(model: Model) -> dict[str, Any]:
         ]
     if "min_runtime_version" in metadata:
         meta["min_runtime_version"] = (
-            model.buffer(metadata["min_runtime_version"]).rstrip(b"\0").decode("ascii", "replace")
+            model.buffer(metadata["min_runtime_version"]).tobytes().rstrip(b"\0").decode("ascii", "replace")
         )
     return meta
 

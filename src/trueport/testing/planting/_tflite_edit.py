@@ -103,7 +103,7 @@ class Editor:
             return None if found is None else (found[0], writer)
         tensor = node.graph.tensors[index]
         inner = any(index == int(other) for other in node.graph.inputs)
-        if writer is not None or inner or tensor.isVariable or not self.model.buffer(int(tensor.buffer)):
+        if writer is not None or inner or tensor.isVariable or not self.model.buffer(int(tensor.buffer)).size:
             return None
         return tensor, None
 
