@@ -184,3 +184,63 @@ def test_keras_2_files_take_faults_and_stay_keras_2(call, tmp_path, fault):
     assert signature["meta"]["legacy"] is True
     known = {node["name"] for node in call(KERAS, "graph", toolchain="tf-keras", path=out, trust=False)["nodes"]}
     assert set(truth["nodes"]) <= known
+
+
+SAVED = "trueport.frameworks.tensorflow"
+SAVED_PLANTER = "trueport.testing.planting.tensorflow_faults"
+
+
+@pytest.fixture(scope="module")
+def saved(call, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            made[kind] = call("architectures_keras", "save", kind=kind, folder=str(folder), seed=5, form="savedmodel")
+        return made[kind]
+
+    return get
+
+
+SAVED_FAULTS = [
+    ("branches", "leaky_alpha"),
+    ("unet", "resize_coordinates"),
+    ("unet", "concat_order"),
+    ("branches", "kernel_flipped"),
+    ("branches", "bias_dropped"),
+    ("branches", "pool_kind"),
+    ("unet", "activation_missing"),
+    ("unet", "weight_noise_10"),
+]
+
+
+@pytest.mark.parametrize(("kind", "fault"), thinned(SAVED_FAULTS))
+def test_a_planted_saved_model_differs_at_the_named_operators_alone(call, saved, tmp_path, kind, fault):
+    path, out = saved(kind), str(tmp_path / "planted")
+    truth = call(SAVED_PLANTER, "plant", path=path, out=out, kind=fault, seed=2)
+    assert "skipped" not in truth, truth
+    assert truth["cause"] == ROWS[truth["row"]]
+    inputs = feeds(call(SAVED, "signature", path=path, trust=False))
+    graph = call(SAVED, "graph", path=out, trust=False)
+    known = set(call(SAVED, "names", path=out, trust=False)) & set(call(SAVED, "names", path=path, trust=False))
+    wanted = sorted(known)
+    values, _ = call(SAVED, "trace", emit=True, path=path, inputs=inputs, wanted=wanted, budget=1 << 26, trust=False)
+    again = []
+    for model in (path, out):
+        computed, reply = call(
+            SAVED, "replay", emit=True, path=model, inputs=inputs, given=dict(values), wanted=wanted, variant="",
+            budget=1 << 26, trust=False,
+        )  # fmt: skip
+        assert reply == {"skipped": {}}
+        again.append(computed)
+    makers = {name: node["name"] for node in graph["nodes"] for name in node["outputs"]}
+    differing = {makers[name] for name in wanted if not np.array_equal(again[0][name], again[1][name])}
+    assert differing
+    assert differing <= set(truth["nodes"]), truth
+
+
+def test_saved_models_take_only_what_they_have_places_for(call, saved):
+    found = call(SAVED_PLANTER, "kinds", path=saved("branches"))
+    assert found["leaky_alpha"] == 1
+    assert "resize_coordinates" not in found
