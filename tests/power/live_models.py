@@ -167,13 +167,21 @@ def _tf(name, out):
 
 
 def _keras2(name, out):
-    """An LSTM as Keras 2 saved it, whose hard_sigmoid is clip(0.2 x + 0.5)."""
+    """An LSTM as Keras 2.2 saved it, whose hard_sigmoid is clip(0.2 x + 0.5); it knew no `time_major` yet."""
+    import json
+
+    import h5py
     import tf_keras as keras
 
     keras.utils.set_random_seed(0)
     x = keras.Input((6, 4), name="x")
     y = keras.layers.LSTM(5, recurrent_activation="hard_sigmoid", name="lstm")(x)
     keras.Model(x, keras.layers.Dense(3, name="head")(y)).save(out)
+    with h5py.File(out, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        for layer in config["config"]["layers"]:
+            layer["config"].pop("time_major", None)
+        file.attrs["model_config"] = json.dumps(config)
 
 
 def load_in_keras3(source, out):

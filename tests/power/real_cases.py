@@ -20,6 +20,7 @@ from pathlib import Path
 from live_bugs import MAKERS
 
 from trueport import api
+from trueport.artifact import Artifact
 from trueport.diagnosis import known
 from trueport.diagnosis.types import Cause, Diagnosis
 from trueport.frameworks._base import Step
@@ -61,6 +62,8 @@ class Row:
     precision: str = "float32"
     words: str = ""
     """Must stand in the explanation."""
+    converted_here: bool = False
+    """Diagnose what the conversion gave, not a bare file: its layout or calibration cannot be seen in the file."""
 
     @property
     def negative(self) -> bool:
@@ -257,25 +260,27 @@ ROWS = (
         issue="tf2onnx-foreign-operator",
     ),
     Row(
-        id="onnxscript-ir",
+        id="onnxscript-old",
         maker="torch",
         model="small",
         route="torch-dynamo",
         expected="raised",
-        issue="onnxscript-onnx-ir-1.1",
+        issue="onnxscript-older-than-torch",
         packages=("onnxscript==0.5.6",),
     ),
     Row(
         id="N2-concat",
+        converted_here=True,
         maker="onnx",
         model="conv_concat",
         route="onnx2tf-tflite",
-        places=("Concat",),
+        places=("Concat", "Transpose"),
         causes=(FORM, VALUE),
         issue="onnx2tf-concat-layout",
     ),
     Row(
         id="N2-layernorm",
+        converted_here=True,
         maker="onnx",
         model="layer_norm",
         route="onnx2tf-tflite",
@@ -344,11 +349,12 @@ ROWS = (
         model="lstm",
         twin="load_in_keras3",
         places=("LSTM",),
-        causes=(VALUE,),
+        causes=(VALUE, FORM),
         issue="keras-hard-sigmoid",
     ),
     Row(
         id="litert-int8",
+        converted_here=True,
         maker="torch",
         model="small",
         route="litert-torch",
@@ -362,9 +368,9 @@ ROWS = (
         maker="torch",
         model="lstm",
         route="litert-torch,tf2onnx-tflite",
-        places=("Loop", "LSTM", "Scan"),
-        causes=(FORM, VALUE, WEIGHTS),
-        issue="tf2onnx-tflite-lstm",
+        places=("MatMul",),
+        causes=(FORM, WEIGHTS),
+        issue="tf2onnx-fully-connected-bias",
     ),
     Row(id="T1-sound", maker="torch", model="shift", route="torch-dynamo", expected="faithful"),
     Row(
@@ -398,6 +404,7 @@ NOT_RUNNABLE = {
     "M2, M3": "TVM is no format here yet",
     "N2-softmax, N2-slice": "right in onnx2tf 2.6.9, the version that is locked",
     "O1": "onnx2torch's module cannot be exported, so there is no target to diagnose",
+    "onnxscript 0.5 with onnx-ir 1.1": "torch 2.13 refuses onnxscript 0.5 before that; the row onnxscript-old shows how",
     "L2, L3": "the TFLite converter of the locked TensorFlow 2.21 takes these models",
     "R1 through torch": "the exported padding is no constant, so ONNX Runtime does not fuse it",
     "Keras 2 .h5 in Keras 3, Keras export after load_model, READ_VARIABLE operators": "our own steps avoid them",
@@ -449,8 +456,8 @@ def _in_worker(
     assert not isinstance(made, Failure), f"{made.message}\n{made.log[-2000:]}"
 
 
-def make_target(session: Session, row: Row, source: Path, folder: Path) -> Path | tuple[Failure, Step]:
-    """Return the target as a bare file, or how its conversion failed."""
+def make_target(session: Session, row: Row, source: Path, folder: Path) -> Path | Artifact | tuple[Failure, Step]:
+    """Return the target, as a bare file unless the row says otherwise, or how its conversion failed."""
     if row.twin == "load_in_keras3":
         out = folder / f"{row.id}.keras"
         _in_worker(session, "tensorflow", row.twin, {"source": str(source), "out": str(out)})
@@ -474,6 +481,8 @@ def make_target(session: Session, row: Row, source: Path, folder: Path) -> Path 
     failure = done.attempts[0].failure
     if failure is not None:
         return failure, done.attempts[0].hops[-1].hop.step
+    if row.converted_here and done.chosen is not None and done.chosen.output is not None:
+        return done.chosen.output
     out = folder / f"{row.id}{suffix}"
     shutil.move(made, out)
     return out

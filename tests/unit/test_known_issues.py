@@ -226,14 +226,14 @@ CASES = {
     "tf2onnx-scatter": tf_case(
         graph(node("s", "ScatterND", native="ScatterNd")), graph(node("s", "ScatterND")), ("s",)
     ),
-    "tf2onnx-tflite-lstm": Case(
-        source=graph(node("w", "Loop", native="WHILE")),
-        target=graph(node("l", "Loop")),
+    "tf2onnx-fully-connected-bias": Case(
+        source=graph(node("64:fc", "Gemm", "x w k", "y", native="FULLY_CONNECTED"), constants="w k"),
+        target=graph(node("flat", "Reshape", "x s", "f"), node("fc", "MatMul", "f w", "y"), constants="s w"),
         formats=("tflite", "onnx"),
         step="tf2onnx-tflite",
         packages={"tf2onnx": "1.17.0"},
-        blamed=("l",),
-        cause=Cause.STRUCTURE,
+        blamed=("fc", "flat"),
+        cause=Cause.PARAMETERS,
     ),
     "onnx2tf-concat-layout": Case(
         source=graph(node("c", "Conv", "x w", "c"), node("j", "Concat", "c x", "y", axis=2), constants="w"),
@@ -346,6 +346,11 @@ CASES = {
 
 FAILURES = {
     "onnxscript-onnx-ir-1.1": ("onnxscript-optimizer", "raised", "PassError: an error in pass VersionConverter"),
+    "onnxscript-older-than-torch": (
+        "torch-dynamo",
+        "raised",
+        "RuntimeError: No module named 'onnxscript._framework_apis.torch_2_11'",
+    ),
     "tf2onnx-foreign-operator": (
         "tf2onnx-keras",
         "invalid-output",
@@ -676,6 +681,8 @@ def test_one_reshape_alone_was_not_merged():
 def test_int8_weights_that_are_wrong_are_no_matter_of_calibration():
     assert near("litert-torch-int8-calibration", cause=Cause.PARAMETERS) is None
     assert near("litert-torch-int8-calibration", precision="float16") is None
+    case = CASES["litert-torch-int8-calibration"]
+    assert case.match(maker=known.Maker(named=("litert-torch",))) is None, "how a bare file was calibrated is not known"
 
 
 def test_gemm_with_beta_1_loses_nothing():
@@ -685,6 +692,13 @@ def test_gemm_with_beta_1_loses_nothing():
         constants="w k s o m v",
     )
     assert near("onnxscript-3027", source=source) is None
+
+
+def test_a_layer_without_a_bias_has_lost_none():
+    source = graph(node("64:fc", "Gemm", "x w", "y", native="FULLY_CONNECTED"), constants="w")
+    assert near("tf2onnx-fully-connected-bias", source=source) is None
+    added = graph(node("fc", "MatMul", "x w", "f"), node("add", "Add", "f k", "y"), constants="w k")
+    assert near("tf2onnx-fully-connected-bias", target=added, blamed=("fc", "add")) is None
 
 
 def test_no_suspect_no_bug():

@@ -90,6 +90,7 @@ def match(suspects: Sequence[Suspect], source: Side, target: Side, maker: Maker)
             for entry in entries()
             if entry.pattern is not None
             and (sure := _made_by(entry, source.format, target.format, maker)) is not None
+            and (bool(maker.steps) or not entry.pattern.converted_here)
             and _fits(entry.pattern, look)
         ]
         if shown:
@@ -241,7 +242,9 @@ def _region(pattern: Pattern, look: _Look) -> bool:
 
 
 def _source(pattern: Pattern, look: _Look) -> bool:
-    return not pattern.source or _one_of(pattern.source, _operators(look.here))
+    wanted = [node for node in look.here if _one_of(pattern.source, _operators([node]))]
+    enough = any(len(node.inputs) >= pattern.source_operands and all(node.inputs) for node in wanted)
+    return not pattern.source or enough
 
 
 def _whole_source(pattern: Pattern, look: _Look) -> bool:

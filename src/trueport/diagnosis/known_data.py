@@ -39,11 +39,13 @@ class Pattern:
     target_lacks: tuple[str, ...] = ()
     target_values: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     source_excludes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    source_operands: int = 0
     shared_operand: int | None = None
     source_shared: bool | None = None
     opset_below: int | None = None
     equal_axes: bool = False
     precision: str | None = None
+    converted_here: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
