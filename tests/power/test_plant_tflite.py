@@ -263,6 +263,108 @@ def test_places_are_counted(planters):
     assert set().union(*(planter.kinds() for planter in planters.values())) == set(FAULTS)
 
 
+@pytest.fixture(scope="module")
+def ask(session):
+    """ask(function, ...) -> what that function of the planter returns."""
+    environment = session.environment("litert")
+
+    def run(function, **arguments):
+        module = "trueport.testing.planting.tflite_faults"
+        return session.pool.call(environment.value.python, module, function, arguments, stage=Stage.CONVERT)
+
+    return run
+
+
+def everything(session, ask, path, folder):
+    """Plant every kind that has a place: kind -> truth or reason; what is planted loads, runs and names nodes that exist."""
+    found = {}
+    for kind in value_of(ask("kinds", path=str(path))):
+        out = folder / f"{kind}.tflite"
+        found[kind] = value_of(ask("plant", path=str(path), out=str(out), kind=kind, seed=0))
+        if "skipped" in found[kind]:
+            continue
+        assert out.read_bytes() != Path(path).read_bytes()
+        graph = session.ask(Artifact.open(out), "graph", {}, stage=Stage.TRACE)
+        names = {node["name"] for node in value_of(graph)["nodes"]}
+        assert found[kind]["nodes"], kind
+        assert set(found[kind]["nodes"]) <= names, kind
+    return found
+
+
+def value_of(outcome):
+    assert isinstance(outcome, Ok), outcome
+    return outcome.value.value
+
+
+HAND_MADE = {
+    "linear": {"weight_noise_10", "channels_reversed", "bias_dropped", "fused_activation_missing", "input_scale"},
+    "two_in_two_out": {"cast_island", "input_scale"},
+    "quantised": {"weight_scale", "bias_noise", "one_weight"},
+    "half_weights": set(),
+    "dynamic_range": {"one_weight", "weight_scale"},
+    "lookup": {"embedding_off_by_one", "input_shifted"},
+    "recurrent": {"weight_noise_30", "bias_dropped"},
+    "counter": {"input_scale"},
+    "branches": {"input_scale"},
+    "same_names": {"input_scale"},
+    "convolution": {"pads_shifted", "kernel_flipped", "fused_activation_changed"},
+    "small_integers": {"input_scale"},
+    "stray_axis": {"weight_scale", "bias_noise"},
+}
+"""Model of the frameworks' tests -> kinds that must be planted there, whatever else is."""
+
+
+@pytest.fixture(scope="module")
+def hand_made(session, tmp_path_factory):
+    folder = {"folder": str(tmp_path_factory.mktemp("hand"))}
+    python = session.environment("litert").value.python
+    return value_of(
+        session.pool.call(python, "tflite_models", "write", folder, stage=Stage.LOAD, paths=[str(FRAMEWORKS)])
+    )
+
+
+@pytest.mark.parametrize("name", HAND_MADE)
+def test_odd_models_take_faults_or_say_why_not(session, ask, hand_made, tmp_path, name):
+    found = everything(session, ask, hand_made[name], tmp_path)
+    planted = {kind for kind, truth in found.items() if "skipped" not in truth}
+    assert planted >= HAND_MADE[name], found
+    assert all(truth["skipped"] for kind, truth in found.items() if kind not in planted)
+
+
+def test_a_model_without_kernels_cannot_be_planted_into(ask, hand_made, tmp_path):
+    out = tmp_path / "out.tflite"
+    outcome = ask("plant", path=hand_made["flex"], out=str(out), kind="input_scale", seed=0)
+    assert isinstance(outcome, Failure)
+    assert "FlexErf" in outcome.message
+
+
+def test_an_unknown_kind_is_told(ask, hand_made, tmp_path):
+    outcome = ask("plant", path=hand_made["linear"], out=str(tmp_path / "x"), kind="gremlin", seed=0)
+    assert isinstance(outcome, Failure)
+    assert "unknown fault kind 'gremlin'; known are activation_changed" in outcome.message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "precision", "least"),
+    [("residual", "float32", 33), ("residual", "float16", 32), ("residual", "int8", 28), ("gru", "float32", 14),
+     ("transformer", "float32", 27)],
+)  # fmt: skip
+def test_converted_models_take_faults(session, ask, env, pool, tmp_path, kind, precision, least):
+    """What TensorFlow's converter writes: loops, float16 behind DEQUANTIZE, full int8."""
+    from test_tf2onnx import convert
+    from tf_support import Tf, feeds
+
+    tf = Tf(pool, env("tensorflow"))
+    source = tf("keras_models", "save", kind=kind, folder=str(tmp_path), seed=3)
+    signature = tf.signature("keras", source)
+    asked = {} if precision == "float32" else {"precision": precision}
+    inputs = feeds(signature, runs=4, batch=1)
+    assert isinstance(convert(tf, "tflite-keras", source, tmp_path / "m.tflite", inputs, signature, **asked), Ok)
+    found = everything(session, ask, tmp_path / "m.tflite", tmp_path)
+    assert sum("skipped" not in truth for truth in found.values()) >= least, found
+
+
 @pytest.mark.corpus
 @pytest.mark.parametrize("name", ["mlperf_tiny_vww/vww_96_int8.tflite", "movie_review/movie_review.tflite"])
 def test_real_models_take_faults(session, corpus, tmp_path, name):
