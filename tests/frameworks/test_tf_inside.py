@@ -414,3 +414,13 @@ def test_constant_operands_of_a_saved_model_read_as_attributes(tf, operators):
     assert only(nodes, "TopKV2")["k"] == 2
     assert only(nodes, "Cast") == {"to": "float32"}
     assert only(nodes, "StridedSlice")["starts"] == [0, 1]
+
+
+def test_many_cuts_keep_few_graphs_and_bounded_constants(tf, zoo):
+    """A session keeps constants for each set of feeds and fetches: past the limit it starts anew, with equal results."""
+    inputs = feeds(tf.signature("keras", zoo("residual")))
+    told = tf("tf_replay_probe", "cuts", path=zoo("residual"), inputs=inputs, limit=40_000)
+    assert told["graphs"] == 1
+    assert told["sessions"] > 3
+    assert told["kept"] <= 40_000
+    assert told["equal"] is True

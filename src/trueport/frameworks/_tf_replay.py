@@ -19,7 +19,7 @@ from trueport.frameworks._base import Arrays, Emit, Unsupported
 from trueport.frameworks._tf_graph import Frozen, full, stack, windows
 
 KEPT = 2
-"""Tapped graphs that stay in memory."""
+"""Tapped graphs of each mode that stay in memory."""
 LIMIT = 2**29
 """Bytes of constants after which a session starts anew: it keeps a copy for every set of feeds and fetches it has seen."""
 _PREFIX = "trueport_tap_"
@@ -177,8 +177,8 @@ def tapped(frozen: Frozen, known: Mapping[str, str], given: Arrays, mode: str) -
     if key not in _tapped:
         _tapped[key] = Tapped(frozen, shapes, mode)
     _tapped.move_to_end(key)
-    while len(_tapped) > KEPT:
-        _tapped.popitem(last=False)[1].close()
+    for old in [other for other in _tapped if other[1] == mode][:-KEPT]:
+        _tapped.pop(old).close()
     return _tapped[key]
 
 
