@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from trueport import conversion, feeds, live, publish, verification
+from trueport import conversion, feeds, live, publish, tracing, verification
 from trueport import routes as planning
 from trueport.artifact import Artifact, Signature, offered
 from trueport.compare.types import Verdict, Verification
 from trueport.conversion import Conversion
+from trueport.diagnosis import run
+from trueport.diagnosis.run import Request
+from trueport.diagnosis.types import Diagnosis
 from trueport.errors import UntrustedError, UsageError
 from trueport.feeds import Feeds
 from trueport.frameworks import torch as torch_framework
@@ -118,18 +121,93 @@ def verify(
     """Tell whether `target` computes what `source` computes; the arguments are those of `convert`."""
     verification.check_request(task, precision)
     with open_session(session, settings, progress) as active:
-        example = _example(example_inputs if example_inputs is not None else inputs, preprocess)
-        model = open_model(active, source, source_format, checkpoint, example)
-        twin = open_model(active, target, target_format, None, example)
-        given = open_feeds(active, model, inputs, labels=labels, preprocess=preprocess, limit=limit)
-        loaded = verification.reference(active, model)
-        if isinstance(loaded, Failure):
-            raise verification.cannot_load(model, loaded)
-        twin_loaded = active.signature(twin)
-        if isinstance(twin_loaded, Failure) and twin_loaded.kind == Kind.UNAVAILABLE:
-            raise verification.cannot_load(twin, twin_loaded)
+        loaded, twin, given = _pair(
+            active,
+            source,
+            target,
+            inputs=inputs,
+            labels=labels,
+            preprocess=preprocess,
+            limit=limit,
+            example_inputs=example_inputs,
+            checkpoint=checkpoint,
+            formats=(source_format, target_format),
+        )
         active.progress("running source and target")
-        return verification.verify(loaded.value, twin, given, precision=precision, task=task)
+        return verification.verify(loaded, twin, given, precision=precision, task=task)
+
+
+def _pair(
+    active: Session,
+    source: Model,
+    target: Model,
+    *,
+    inputs: str | Path | Mapping[str, np.ndarray] | Feeds | None,
+    labels: str | Path | None,
+    preprocess: str | None,
+    limit: int | None,
+    example_inputs: Any,
+    checkpoint: str | Path | None,
+    formats: tuple[str | None, str | None],
+) -> tuple[verification.Reference, Artifact, Feeds]:
+    """Open both models and the inputs. Raises UsageError when one cannot be loaded."""
+    example = _example(example_inputs if example_inputs is not None else inputs, preprocess)
+    model = open_model(active, source, formats[0], checkpoint, example)
+    twin = open_model(active, target, formats[1], None, example)
+    given = open_feeds(active, model, inputs, labels=labels, preprocess=preprocess, limit=limit)
+    loaded = verification.reference(active, model)
+    if isinstance(loaded, Failure):
+        raise verification.cannot_load(model, loaded)
+    twin_loaded = active.signature(twin)
+    if isinstance(twin_loaded, Failure) and twin_loaded.kind == Kind.UNAVAILABLE:
+        raise verification.cannot_load(twin, twin_loaded)
+    return loaded.value, twin, given
+
+
+def diagnose(
+    source: Model,
+    target: Model,
+    *,
+    inputs: str | Path | Mapping[str, np.ndarray] | Feeds | None = None,
+    labels: str | Path | None = None,
+    preprocess: str | None = None,
+    limit: int | None = None,
+    example_inputs: Any = None,
+    checkpoint: str | Path | None = None,
+    source_format: str | None = None,
+    target_format: str | None = None,
+    precision: str | None = None,
+    task: str = "auto",
+    tools: bool = True,
+    settings: Settings = Settings(),  # noqa: B008 -- frozen
+    session: Session | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Tell where and why `target` does not compute what `source` computes; the arguments are those of `verify`.
+
+    tools: also look for the conversion step that made the fault and for a way around it, which converts anew.
+    """
+    verification.check_request(task, precision)
+    with open_session(session, settings, progress) as active:
+        loaded, twin, given = _pair(
+            active,
+            source,
+            target,
+            inputs=inputs,
+            labels=labels,
+            preprocess=preprocess,
+            limit=limit,
+            example_inputs=example_inputs,
+            checkpoint=checkpoint,
+            formats=(source_format, target_format),
+        )
+        request = Request(budget=tracing_budget(settings.memory), tools=tools)
+        return run.diagnose(loaded, twin, given, precision=precision, task=task, request=request)
+
+
+def tracing_budget(memory: float | None) -> int:
+    """Bytes of values held at a time: a quarter of what a job may use, since a framework keeps copies of its own."""
+    return tracing.BUDGET if memory is None else max(2**20, min(tracing.BUDGET, int(memory / 4)))
 
 
 def assert_faithful(source: Model, target: Model, **arguments: Any) -> Verification:

@@ -73,6 +73,10 @@ class Pair:
         unit = self.ours.infos[output.source].unit
         return relations.error(self.ours.values[output.source], array, output.relation, unit)
 
+    def refresh(self) -> None:
+        """Describe the target's values anew after they were traced again."""
+        self.theirs = View.of(self.target.graph, self.target.values)
+
     def close(self) -> None:
         """Free the disk."""
         self.source.close()

@@ -1,4 +1,4 @@
-"""`trueport diagnose`: verify, trace, localise, explain. The order of work is that of METHOD: inputs, place, cause, tool.
+"""`trueport diagnose`: verify, trace, localise, explain. The order of work is that of METHOD: runtime, place, cause, inputs, tool.
 
 Without a deviation there are no suspects. What cannot be traced ends as a diagnosis that says so, never as a guess.
 """
@@ -7,21 +7,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from trueport import tracing
 from trueport.artifact import Artifact
 from trueport.compare.types import Verdict, Verification
-from trueport.diagnosis import evidence
-from trueport.diagnosis.localize import Located, Localizer
+from trueport.conversion import Attempt
+from trueport.diagnosis import evidence, explanation, interface, known, preprocessing, runtime, tool
+from trueport.diagnosis.localize import Located, locate
 from trueport.diagnosis.pair import Pair, trace_pair
-from trueport.diagnosis.types import Cause, Diagnosis, Evidence, Finding, Suspect
+from trueport.diagnosis.types import Cause, Diagnosis, Evidence, Finding, Stage, Suspect
 from trueport.feeds import Feeds
-from trueport.outcome import Failure
+from trueport.outcome import Failure, Ok
 from trueport.verification import Reference, verify
 
 SECONDS = 600.0
 """Time for the search of one pair before the best so far is reported."""
+RIGHT = 0.1
+"""Share of a wrong output's error that the tracing kernels may show when the default ones alone are to blame."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """How a diagnosis is to be done.
+
+    budget: bytes of values that a worker holds at a time. seconds: for the search of the place. tools: look for the step
+    that made the fault and for a way that does not, which converts anew. attempt, others: the conversion that made the
+    target and what was tried beside it, which tells the step without converting anew.
+    """
+
+    budget: int = tracing.BUDGET
+    seconds: float = SECONDS
+    tools: bool = True
+    attempt: Attempt | None = None
+    others: tuple[Attempt, ...] = ()
 
 
 def diagnose(
@@ -31,53 +50,187 @@ def diagnose(
     *,
     precision: str | None = None,
     task: str = "auto",
-    budget: int = tracing.BUDGET,
-    seconds: float = SECONDS,
+    verification: Verification | None = None,
+    request: Request = Request(),
     rerun: Sequence[str] = (),
 ) -> Diagnosis:
-    """Say where and why a target is wrong. Everything that goes wrong with a model ends as a diagnosis with its reason."""
-    started = time.monotonic()
-    verification = verify(reference, target, given, precision=precision, task=task, rerun=rerun)
-    verified = time.monotonic() - started
-    if verification.verdict is not Verdict.DEVIATES:
-        return without_suspects(verification, {"verify": verified})
+    """Say where and why a target is wrong. Everything that goes wrong with a model ends as a diagnosis with its reason.
+
+    verification: of this very pair on `given`, where it is known already.
+    """
+    clock = _Clock()
+    if verification is None:
+        reference.session.progress("running source and target")
+        verification = verify(reference, target, given, precision=precision, task=task, rerun=rerun)
+    clock.lap("verify")
+    deviating = any(output.verdict is Verdict.DEVIATES for output in verification.comparison.outputs)
+    if verification.verdict is not Verdict.DEVIATES and not (
+        verification.verdict is Verdict.INCOMPARABLE and deviating
+    ):
+        return interface.without_trace(reference, target, verification, clock.laps)
     reference.session.progress("tracing both models")
-    traced = trace_pair(reference, target, given, verification, budget=budget)
+    traced = trace_pair(reference, target, given, verification, budget=request.budget)
     if isinstance(traced, Failure):
         note = f"the insides could not be compared ({traced.kind}): {traced.message}"
-        return replace(without_suspects(verification, {"verify": verified}), notes=(note,))
+        suspects: tuple[Suspect, ...] = ()
+        notes: tuple[str, ...] = (note,)
+        return _explained(reference, target, given, verification, suspects, notes, {}, None, clock, request)
     pair = traced.value
     try:
-        return _diagnosed(pair, verification, started, verified, seconds)
+        clock.lap("trace")
+        suspects, notes, counts = _searched(reference, target, given, verification, pair, clock, request)
+        return _explained(reference, target, given, verification, suspects, notes, counts, pair, clock, request)
     finally:
         pair.close()
 
 
-def without_suspects(verification: Verification, timings: dict[str, float]) -> Diagnosis:
-    """The diagnosis of a pair in which nothing is to be blamed, or nothing can be."""
-    return Diagnosis(verification=verification, explanation=verification.reason, timings=timings)
+@dataclass
+class _Clock:
+    """Seconds by stage."""
+
+    started: float = field(default_factory=time.monotonic)
+    last: float = field(default_factory=time.monotonic)
+    laps: dict[str, float] = field(default_factory=dict)
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = now - self.last
+        self.last = now
 
 
-def _diagnosed(pair: Pair, verification: Verification, started: float, verified: float, seconds: float) -> Diagnosis:
-    traced = time.monotonic() - started - verified
-    localizer = Localizer(pair, deadline=started + seconds)
-    located = localizer.run()
-    searched = time.monotonic() - started - verified - traced
+def _searched(
+    reference: Reference,
+    target: Artifact,
+    given: Feeds,
+    verification: Verification,
+    pair: Pair,
+    clock: _Clock,
+    request: Request,
+) -> tuple[tuple[Suspect, ...], tuple[str, ...], dict[str, int]]:
+    """The suspects, what is to be said beside them, and how many values were paired."""
+    notes = list(pair.notes)
+    kernels = _runtime(pair, notes)
+    clock.lap("runtime")
+    if kernels:
+        suspects = tuple(
+            replace(_suspect(pair, finding, (proof,)), rank=place) for place, (finding, proof) in enumerate(kernels, 1)
+        )
+        return suspects, tuple(notes), {}
+    reference.session.progress("looking for the place")
+    located = locate(pair, deadline=time.monotonic() + request.seconds)
+    notes += located.notes
+    clock.lap("search")
     suspects = suspects_of(pair, located)
+    if _at_the_inputs(pair, suspects, located):
+        reference.session.progress("looking at the preprocessing")
+        found = preprocessing.search(reference, target, given, verification)
+        if found is not None:
+            suspects = _prepared(found, suspects)
+        clock.lap("inputs")
     values = [name for name, info in pair.theirs.infos.items() if info.kind == "act"]
-    paired = [name for name in values if name in located.alignment.matches]
+    paired = sum(name in located.alignment.matches for name in values)
+    agreeing = sum(located.alignment.ok(name) for name in values)
+    counts = {"values": len(values), "paired": paired, "agreeing": agreeing, "unpaired": len(values) - paired}
+    return suspects, tuple(notes), counts
+
+
+def _runtime(pair: Pair, notes: list[str]) -> tuple[tuple[Finding, Evidence], ...]:
+    """The faults of the runtime: the outputs are wrong as the model ships and right in the kernels that show values."""
+    plain = runtime.plain_outputs(pair.target)
+    if not isinstance(plain, Ok):
+        return ()
+    outputs = {pair.target.output_value(name): array for name, array in plain.value.items()}
+    effect = runtime.observer_effect(pair.target, outputs)
+    if effect.note:
+        notes.append(effect.note)
+    if effect.exposed:
+        runtime.retrace(pair.target)
+        pair.refresh()
+    bad = [output for output in pair.outputs if output.bad and output.target in outputs]
+    shipped = [pair.output_error(output, outputs[output.target]) for output in bad]
+    shown = [pair.output_error(output) for output in bad]
+    right = [not after > RIGHT * before for before, after in zip(shipped, shown, strict=True)]
+    return runtime.find(pair.target, outputs) if bad and all(right) else ()
+
+
+def _at_the_inputs(pair: Pair, suspects: Sequence[Suspect], located: Located) -> bool:
+    """Whether the error may come from outside: nothing is proven, or the first wrong node reads a graph input."""
+    if not suspects or not located.healed:
+        return True
+    if any(suspect.cause is Cause.INPUTS for suspect in suspects):
+        return False
+    inputs = set(pair.target.graph.inputs)
+    findings = [suspect.finding for suspect in suspects if suspect.finding is not None]
+    nodes = pair.target.graph.by_name
+    first = any(inputs & set(nodes[name].inputs) for finding in findings for name in finding.region if name in nodes)
+    return first and suspects[0].cause in (Cause.STRUCTURE, Cause.PARAMETERS)
+
+
+def _prepared(found: preprocessing.PreprocessingFinding, suspects: Sequence[Suspect]) -> tuple[Suspect, ...]:
+    """The suspects with the preprocessing first: the place stays what the search in the graph proved."""
+    first = found.suspect(1)
+    if found.fitted and suspects and suspects[0].confidence >= first.confidence:
+        return tuple(suspects)
+    rest = list(suspects)
+    if rest:
+        inside = rest.pop(0)
+        first = replace(first, target_nodes=inside.target_nodes or first.target_nodes, source_nodes=inside.source_nodes)
+        first = replace(first, finding=inside.finding, operator=inside.operator)
+    return tuple(replace(suspect, rank=place) for place, suspect in enumerate([first, *rest], 1))
+
+
+def _explained(
+    reference: Reference,
+    target: Artifact,
+    given: Feeds,
+    verification: Verification,
+    suspects: tuple[Suspect, ...],
+    notes: tuple[str, ...],
+    counts: dict[str, int],
+    pair: Pair | None,
+    clock: _Clock,
+    request: Request,
+) -> Diagnosis:
+    """Add who made the fault and whether it is known, and say it all in one paragraph."""
+    session = reference.session
+    loaded = session.signature(target)
+    signature = None if isinstance(loaded, Failure) else loaded.value
+    maker = known.Maker.of(target, signature, verification.versions)
+    issue = None
+    sides: tuple[known.Side, known.Side] | None = None
+    if pair is not None:
+        sides = (
+            known.Side(format=reference.artifact.format, graph=pair.source.graph, signature=reference.signature),
+            known.Side(
+                format=target.format,
+                graph=pair.target.graph,
+                signature=signature,
+                precision=verification.declared_precision,
+            ),
+        )
+        issue = known.match(suspects, *sides, maker)
+    stage: Stage | None = None
+    said: tuple[str, ...] = ()
+    runtime_only = bool(suspects) and all(suspect.cause is Cause.RUNTIME for suspect in suspects)
+    if request.tools and not runtime_only:
+        session.progress("looking for the step that made it")
+        inquiry = tool.locate(reference, target, given, verification, attempt=request.attempt, others=request.others)
+        stage, said = inquiry.stage, inquiry.sentences
+        if inquiry.maker is not None and sides is not None:
+            issue = known.match(suspects, *sides, inquiry.maker) or issue
+        clock.lap("tools")
+    if not suspects and stage is not None:
+        suspects = (interface.blamed_tool(stage),)
+    text = explanation.compose(verification, suspects, stage=stage, known_issue=issue)
     return Diagnosis(
         verification=verification,
         suspects=suspects,
-        explanation=verification.reason,
-        notes=(*pair.notes, *located.notes),
-        alignment={
-            "values": len(values),
-            "paired": len(paired),
-            "agreeing": sum(located.alignment.ok(name) for name in values),
-            "unpaired": len(values) - len(paired),
-        },
-        timings={"verify": verified, "trace": traced, "search": searched},
+        stage=stage,
+        known_issue=issue,
+        explanation=" ".join([text, *said]),
+        notes=notes,
+        alignment=counts,
+        timings=clock.laps,
     )
 
 
@@ -85,14 +238,20 @@ def suspects_of(pair: Pair, located: Located) -> tuple[Suspect, ...]:
     """One suspect per finding, ranked by causal share, proven ones first; findings of the same node are one."""
     made: list[Suspect] = []
     for finding in located.findings:
-        found = evidence.examine(finding, pair.source, pair.target, located.alignment)
-        made.append(_suspect(pair, finding, found))
+        found = evidence.examine(finding, pair.source, pair.target, located.alignment, precision=pair.precision)
+        made.append(_suspect(pair, finding, _weighed(found, finding)))
     made.sort(key=lambda suspect: (not _confirmed(suspect), -_share(suspect)))
     kept: list[Suspect] = []
     for suspect in made:
         if not any(suspect.target_nodes[:1] == other.target_nodes[:1] for other in kept):
             kept.append(suspect)
     return tuple(replace(suspect, rank=place) for place, suspect in enumerate(kept, 1))
+
+
+def _weighed(found: tuple[Evidence, ...], finding: Finding) -> tuple[Evidence, ...]:
+    """The evidence with what localisation itself lays on the nodes, heaviest first."""
+    added = [replace(item, weight=item.weight + finding.prior.get(item.node, 0.0)) for item in found]
+    return tuple(sorted(added, key=lambda item: -item.weight))
 
 
 def _confirmed(suspect: Suspect) -> bool:
@@ -105,7 +264,7 @@ def _share(suspect: Suspect) -> float:
 
 def _suspect(pair: Pair, finding: Finding, found: tuple[Evidence, ...]) -> Suspect:
     theirs, ours = pair.target.graph.by_name, pair.source.graph.by_name
-    order = [item.node for item in found] + [name for name in finding.region]
+    order = [item.node for item in found] + list(finding.region)
     nodes = [theirs[name].shown for name in dict.fromkeys(order) if name in theirs]
     first = found[0] if found else None
     mine = [*(first.source_nodes if first else ()), *finding.source_region]
