@@ -134,16 +134,20 @@ _IMPLIED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "AveragePool": {"ceil_mode": 0, "count_include_pad": 0},
         "Elu": {"alpha": 1.0},
         "MaxPool": {"ceil_mode": 0},
-        "Softmax": {"axis": -1},
+        "Softmax": {"axis": -1, "beta": 1.0},
     },
     "savedmodel": {
         "AveragePool": {"ceil_mode": 0, "count_include_pad": 0},
         "Elu": {"alpha": 1.0},
         "MaxPool": {"ceil_mode": 0},
-        "Softmax": {"axis": -1},
+        "Softmax": {"axis": -1, "beta": 1.0},
     },
-    "pytorch": {"CumSum": {"exclusive": 0, "reverse": 0}, "HardSigmoid": {"alpha": 1 / 6, "beta": 0.5}},
-    "torchscript": {"HardSigmoid": {"alpha": 1 / 6, "beta": 0.5}},
+    "pytorch": {
+        "CumSum": {"exclusive": 0, "reverse": 0},
+        "HardSigmoid": {"alpha": 1 / 6, "beta": 0.5},
+        "Softmax": {"beta": 1.0},
+    },
+    "torchscript": {"HardSigmoid": {"alpha": 1 / 6, "beta": 0.5}, "Softmax": {"beta": 1.0}},
 }
 """Format -> kind -> attributes that the format does not have, and what its operators do."""
 
@@ -301,15 +305,19 @@ def _recurrent(inside: Inside, node: Node, given: Mapping[str, Any], found: dict
     usual = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}[kind(node)]
     named = given.get("activations")
     if isinstance(named, list) and named:
-        names = [str(name).lower().replace("hardsigmoid", "hard_sigmoid") for name in named]
+        names = [_function(name) for name in named]
         if names == names[: len(usual)] * (len(names) // max(1, len(usual))):
             names = names[: len(usual)]
         found["activations"] = names
     elif "recurrent_activation" in given:
-        inner = str(given.get("activation", "tanh"))
-        found["activations"] = [str(given["recurrent_activation"]), *[inner] * (len(usual) - 1)]
+        inner = _function(given.get("activation", "tanh"))
+        found["activations"] = [_function(given["recurrent_activation"]), *[inner] * (len(usual) - 1)]
     else:
         found["activations"] = usual if kind(node) != "RNN" else ABSENT
+
+
+def _function(name: Any) -> str:
+    return str(name).lower().replace("_", "")
 
 
 def _resize(inside: Inside, node: Node, given: Mapping[str, Any], found: dict[str, Any]) -> None:

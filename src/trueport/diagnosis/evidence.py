@@ -41,8 +41,8 @@ STATIC = -5.0
 MORE = 0.05
 """Share of the weight of further evidence against the same node that is added."""
 
-WITHOUT_PARAMETERS = ("missing", "extra", "shuffle", "layout")
-"""Kinds of findings whose two regions are no counterparts of each other: the operators beside a gap, a chain of moves."""
+REDUCTIONS = {"Softmax": ("ReduceMax", "ReduceSum"), "LogSoftmax": ("ReduceMax", "ReduceSum")}
+"""Kind -> the reductions that it consists of, along its own axis."""
 
 MOST_ATTRIBUTES = 4
 """Attributes that may differ in a pair of operators that is believed; where more do, they are not the same operator."""
@@ -78,8 +78,16 @@ def examine(
     mine = ours.whole(finding.source_region)
     stretch = structure.Stretch(ours, theirs, mine, region, alignment, finding)
     points = [*_of_structure(stretch), *_of_preparation(stretch), *_of_precision(ours, theirs, mine, region, precision)]
-    if finding.kind not in WITHOUT_PARAMETERS:
-        known = parameters.Region(ours, theirs, mine, region, alignment, precision)
+    named = frozenset(finding.source_region)
+    if finding.kind == "missing":  # the operators beside the gap are not those that are missing
+        absent = {kind(node) for node in mine if node.name in named}
+        region_of = tuple(node for node in region if kind(node) in absent)
+    else:
+        region_of = region
+    known = parameters.Region(ours, theirs, mine, region_of, alignment, precision, named)
+    if finding.kind == "missing":
+        points += _of_parameters(known)
+    elif finding.kind != "extra" and (finding.kind not in ("shuffle", "layout") or known.pool.raw):
         points += _of_parameters(known)
         points += _of_scalars(ours, theirs, mine, region)
         points += _of_attributes(stretch, known.partners)
@@ -129,13 +137,14 @@ def _of_attributes(stretch: structure.Stretch, partners: Mapping[str, frozenset[
     for ours, theirs, found in paired(stretch, partners):
         if not found or len(found) > MOST_ATTRIBUTES:
             continue
+        owner = found[0].node if len(found) == 1 and found[0].node in {node.name for node in stretch.theirs} else None
         names = ", ".join(item.name for item in found)
         verb = "differ" if len(found) > 1 else "differs"
         its = {item.name: item.source_value for item in found}
         mine = {item.name: item.target_value for item in found}
         single = len(found) == 1
         yield _Point(
-            theirs.name,
+            owner or theirs.name,
             Cause.HYPERPARAMETERS,
             f"{names} of {kind(theirs)} {verb} from the source's",
             f"{names}: {_worded(its[names])}" if single else _listed(its),
@@ -169,10 +178,32 @@ def paired(stretch: structure.Stretch, partners: Mapping[str, frozenset[str]]) -
                 (other, mismatches.mismatches(stretch.source, stretch.target, other, node, stretch.alignment))
                 for other in candidates
             ]
+            compared = compared or _taken_apart(stretch, node)
             if compared:
                 other, differing = min(compared, key=lambda item: len(item[1]))
-                found.append((other, node, differing))
+                found.append((other, node, _telling(stretch, ours, theirs, differing)))
     return found
+
+
+def _telling(
+    stretch: structure.Stretch, ours: Sequence[Node], theirs: Sequence[Node], differing: list[mismatches.Mismatch]
+) -> list[mismatches.Mismatch]:
+    """Leave out what follows from another number of operators: one in both directions for two, one window for several."""
+    if len(ours) == len(theirs):
+        return differing
+    several = mismatches.windows(stretch.source, ours) == mismatches.windows(stretch.target, theirs)
+    return [item for item in differing if item.name != "direction" and not (item.name == "window" and several)]
+
+
+def _taken_apart(stretch: structure.Stretch, node: Node) -> list[tuple[Node, list[mismatches.Mismatch]]]:
+    """The axis of an operator that the source computes step by step: that of its reductions."""
+    steps = [other for other in stretch.ours if kind(other) in REDUCTIONS.get(kind(node), ())]
+    return [
+        (other, found)
+        for other in steps
+        if (found := mismatches.axis_of_reduction(stretch.source, stretch.target, other, node, stretch.alignment))
+        is not None
+    ]
 
 
 def _in_order(ours: Sequence[Node], theirs: Sequence[Node]) -> list[list[Node]]:

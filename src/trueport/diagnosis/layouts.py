@@ -59,7 +59,9 @@ _WEIGHTS: Mapping[str, str] = {
 """Native operator -> axes of its weights: O out, I in, M channel multiplier, 1 a single one, * the spatial axes."""
 
 _TRANSPOSED = ("transB", "transpose_b", "adj_y")
-"""Attributes that exchange the two axes of a matrix."""
+"""Attributes that exchange the two axes of a matrix, where an operator has the choice."""
+
+_CHOOSE = ("Gemm", "MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "BATCH_MATMUL")
 
 
 def axes_of(parameter: Parameter) -> str | None:
@@ -73,7 +75,7 @@ def axes_of(parameter: Parameter) -> str | None:
     if "*" not in axes:
         if array.ndim != 2:
             return None
-        swapped = any(node.attributes.get(name) in (1, True) for name in _TRANSPOSED)
+        swapped = native(node) in _CHOOSE and any(node.attributes.get(name) in (1, True) for name in _TRANSPOSED)
         return axes[::-1] if swapped else axes
     if array.ndim < 3:
         return None

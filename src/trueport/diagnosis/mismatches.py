@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trueport.align.types import Alignment, Match
-from trueport.diagnosis.attributes import listed, typed
+from trueport.diagnosis.attributes import TABLE, listed, typed
 from trueport.diagnosis.operators import activation, kind
 from trueport.diagnosis.region import Inside
 from trueport.graph import Node
@@ -23,6 +23,8 @@ class Mismatch:
     name: str
     source_value: Any
     target_value: Any
+    node: str | None = None
+    """The node that has it, where that is not the one compared: the Pad in front of a convolution."""
 
 
 def mismatches(source: Inside, target: Inside, ours: Node, theirs: Node, alignment: Alignment) -> list[Mismatch]:
@@ -30,6 +32,9 @@ def mismatches(source: Inside, target: Inside, ours: Node, theirs: Node, alignme
     mine, its = typed(target, theirs), typed(source, ours)
     lay = Axes(source, target, ours, theirs, alignment)
     found = []
+    ahead = pad_before(target, theirs), pad_before(source, ours)
+    if ahead != (None, None):
+        mine, its = _with_pad(target, theirs, mine, ahead[0]), _with_pad(source, ours, its, ahead[1])
     for name in mine.keys() & its.keys():
         wanted, got = its[name], mine[name]
         if name in ("axis", "axes"):
@@ -42,9 +47,60 @@ def mismatches(source: Inside, target: Inside, ours: Node, theirs: Node, alignme
             if sorted(map(str, wanted.values())) != sorted(map(str, got.values())):
                 found.append(Mismatch(name, _windows(wanted), _windows(got)))
         elif not _same(wanted, got):
-            found.append(Mismatch(name, wanted, got))
+            owner = (
+                ahead[0].name if ahead[0] is not None and name == "pads" and not _pads_itself(target, theirs) else None
+            )
+            found.append(Mismatch(name, wanted, got, owner))
     fused = _fused(ours, theirs)
     return sorted(found, key=lambda item: item.name) + fused
+
+
+def pad_before(inside: Inside, node: Node) -> Node | None:
+    """The Pad that feeds a convolution or pool, looked for through what hands values on."""
+    data = inside.data(node)
+    if "strides" not in TABLE.get(kind(node), {}) or not data:
+        return None
+    found = inside.graph.producer(data[0])
+    while found is not None and kind(found) in ("Identity", "Cast", "Transpose", "QuantizeLinear", "DequantizeLinear"):
+        found = inside.graph.producer(found.inputs[0])
+    return found if found is not None and kind(found) == "Pad" else None
+
+
+def _with_pad(inside: Inside, node: Node, given: dict[str, Any], pad: Node | None) -> dict[str, Any]:
+    """The attributes of a node with the padding of the Pad in front of it added to its own."""
+    changed = {name: value for name, value in given.items() if name != "count_include_pad"}
+    if pad is None or "pads" not in given:
+        return changed
+    full = listed(typed(inside, pad).get("pads"))
+    before = inside.shape(inside.data(pad)[0]) if inside.data(pad) else None
+    if full is None or before is None or len(full) != 2 * len(before):
+        return {name: value for name, value in changed.items() if name != "pads"}
+    rank = len(before)
+    last = (
+        inside.channels_last if "data_format" not in node.attributes else "last" in str(node.attributes["data_format"])
+    )
+    axes = range(1, rank - 1) if last else range(2, rank)
+    extra = [full[axis] for axis in axes] + [full[rank + axis] for axis in axes]
+    own = given["pads"]
+    changed["pads"] = [one + two for one, two in zip(own, extra, strict=True)] if len(own) == len(extra) else own
+    return changed
+
+
+def _pads_itself(inside: Inside, node: Node) -> bool:
+    return any(typed(inside, node).get("pads", ()))
+
+
+def axis_of_reduction(
+    source: Inside, target: Inside, ours: Node, theirs: Node, alignment: Alignment
+) -> list[Mismatch] | None:
+    """The axis of an operator against the axes of a reduction that is a part of it in the source; None where unknown."""
+    wanted, got = typed(source, ours).get("axes"), typed(target, theirs).get("axis")
+    if listed(wanted) is None or listed(got) is None:
+        return None
+    lay = Axes(source, target, ours, theirs, alignment)
+    if lay.same_axes(listed(wanted), listed(got)):
+        return []
+    return [Mismatch("axis", lay.translated(listed(wanted), wanted), got)]
 
 
 def _fused(ours: Node, theirs: Node) -> list[Mismatch]:
@@ -53,6 +109,12 @@ def _fused(ours: Node, theirs: Node) -> list[Mismatch]:
     if wanted is None or got is None or wanted == got:
         return []
     return [Mismatch("activation", wanted, got)]
+
+
+def windows(inside: Inside, nodes: Sequence[Node]) -> set[str]:
+    """What all these Slices together take of their axes, by size, whichever axis it is."""
+    taken = [typed(inside, node).get("window") or {} for node in nodes]
+    return {str(span) for window in taken for span in window.values()}
 
 
 def _windows(window: Mapping[int, list[int]]) -> str:

@@ -170,7 +170,7 @@ def kind(node: Node) -> str:
         return activation(node) or "Identity"
     if node.op == "Rescaling":
         return "Mul"
-    if name == "Clip" and number(node.attributes, "min") == 0 and node.attributes.get("max", 0) in (None, float("inf")):
+    if name == "Clip" and number(node.attributes, "min") == 0 and node.attributes.get("max") in (None, float("inf")):
         return "Relu"
     if name == "Relu" and number(node.attributes, "max_value") is not None:
         return "Clip"

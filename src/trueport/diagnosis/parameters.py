@@ -58,6 +58,8 @@ class Region:
     theirs: tuple[Node, ...]
     alignment: Alignment
     declared: str = "float32"
+    named: frozenset[str] = frozenset()
+    """The source nodes that the finding names; `ours` holds their finer parts and the layers they belong to as well."""
     partners: dict[str, frozenset[str]] = field(default_factory=dict)
     """Target node -> the source nodes that have its parameters; known once `faults` has been asked for."""
     _taken: list[Known] = field(default_factory=list)
@@ -438,7 +440,7 @@ class Region:
             if set(mine) != set(its) or len(mine) < 2:
                 continue
             for first, second in [("mean", "var"), ("gamma", "beta"), ("gamma", "var"), ("beta", "mean")]:
-                if first not in mine or pool.close(its[first], its[second]):
+                if first not in mine or second not in mine or pool.close(its[first], its[second]):
                     continue
                 crossed = pool.close(np.abs(mine[first]), np.abs(its[second])) and pool.close(
                     np.abs(mine[second]), np.abs(its[first])
@@ -463,6 +465,8 @@ class Region:
             item = known.parameter
             if item is None or not pool.is_bias(known) or known.array.size < 2 or item.node.name.startswith(FINE):
                 continue
+            if self.named and item.node.name not in self.named:
+                continue
             if item.stored.removeprefix(FINE) in taken or not np.any(known.array):
                 continue
             if any(pool.close(array, known.array.ravel()) for array in arrays):
@@ -483,7 +487,7 @@ class Region:
 
 def counts(item: Parameter) -> bool:
     """Whether a parameter is one that must be explained by itself, and not a scalar, a shape or an axis."""
-    least = 1 if kind(item.node) in WEIGHTED else 3
+    least = 1 if kind(item.node) in WEIGHTED or kind(item.node) in ("Add", "Sub", "Mul", "Div") else 3
     return item.real and item.array.size > least
 
 

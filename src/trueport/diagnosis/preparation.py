@@ -50,9 +50,10 @@ def prepared(
         twin = alignment.matches.get(chain[-1].outputs[0])
         if twin is not None and twin.ok and finding.kind not in ("layout", "shuffle"):
             continue
-        start = _end(source, match.source, before_layers(source, match.source))
-        told = _told(source, target, start, end)
-        if told is None and not (finding.kind in ("layout", "shuffle") and len(mine) == len(target.nodes(names))):
+        before = before_layers(source, match.source)
+        told = _told(source, target, _end(source, match.source, before), end)
+        moved = finding.kind in ("layout", "shuffle") and len(mine) == len(target.nodes(names))
+        if told is None and (not moved or any(kind(node) in ("Transpose", "Reshape") for node in before)):
             continue
         listed = ", ".join(kind(node) for node in chain if kind(node) != "Identity")
         how = told or "its elements change place"

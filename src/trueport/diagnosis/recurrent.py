@@ -68,7 +68,7 @@ def _family(parameter: Parameter) -> str:
         return "torch"
     if "SEQUENCE" in name or (name.isupper() and name not in KINDS):
         return "tflite"
-    return "onnx" if parameter.array.ndim == 3 or parameter.node.attributes.get("hidden_size") else "keras"
+    return "onnx" if parameter.array.ndim == 3 else "keras"
 
 
 def _blocks(part: str, packed: np.ndarray, order: str) -> dict[tuple[str, str], np.ndarray]:

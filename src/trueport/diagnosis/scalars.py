@@ -72,11 +72,9 @@ def odd(source: Inside, target: Inside, ours: Sequence[Node], theirs: Sequence[N
                 key=lambda other: (kind(other.node) != kind(seen.node), abs(math.log(abs(seen.value / other.value)))),
             )
             what = f"the constant of {kind(seen.node)} '{seen.node.shown}' is {seen.value:.6g} where the source has {nearest.value:.6g}"
-            found.append(
-                Odd(
-                    seen.node, Cause.PARAMETERS, what, nearest.value, seen.value, ODD, (nearest.node.name,), seen.stored
-                )
-            )
+            cause = Cause.HYPERPARAMETERS if seen.stored is None else Cause.PARAMETERS
+            names = (nearest.node.name,)
+            found.append(Odd(seen.node, cause, what, nearest.value, seen.value, ODD, names, seen.stored))
         elif not _has(_USUAL, seen.value, -seen.value) and not _epsilon_like(given, seen):
             what = (
                 f"the constant {seen.value:.6g} of {kind(seen.node)} '{seen.node.shown}' is none of the source's here"
@@ -101,30 +99,19 @@ def _scalars(inside: Inside, nodes: Sequence[Node]) -> list[_Seen]:
                 value = _single(item)
                 if value is not None:
                     found.append(_Seen(value, node, item.stored))
-        found += [_Seen(float(value), node, None) for value in _numbers(node) if inside is not None]
+        found += [_Seen(float(value), node, None) for value in _numbers(node)]
     return found
+
+
+_NUMBERS = (
+    "other", "exponent", "scale", "value", "self", "offset", "epsilon", "eps", "alpha", "beta", "gamma", "min", "max",
+    "arg1", "threshold",
+)  # fmt: skip
 
 
 def _numbers(node: Node) -> Iterable[float]:
     """Numeric attributes that enter the computation; those of arithmetic given as arguments ("other") too."""
-    names = (
-        "other",
-        "exponent",
-        "scale",
-        "value",
-        "self",
-        "offset",
-        "epsilon",
-        "eps",
-        "alpha",
-        "beta",
-        "gamma",
-        "min",
-        "max",
-        "arg1",
-        "threshold",
-    )
-    for name in names:
+    for name in _NUMBERS:
         value = node.attributes.get(name)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             yield float(value)

@@ -5,14 +5,15 @@ elements laid out in another order by transposes and reshapes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
 
 from trueport.align.types import Alignment
-from trueport.diagnosis.operators import ACTIVATIONS, ARITHMETIC, MOVEMENT, ORDERED, kind, kinds, moves, parts
+from trueport.diagnosis.operators import ACTIVATIONS, ARITHMETIC, MOVEMENT, ORDERED, PARTS, kind, kinds, moves, parts
 from trueport.diagnosis.region import Inside
 from trueport.diagnosis.types import Finding
 from trueport.graph import FINE, Node
@@ -79,16 +80,16 @@ def _foreign(stretch: Stretch) -> list[Oddity]:
         return []
     possible = parts(ours)
     listed = _list(ours)
+    beyond = _beyond(stretch)
     found = []
     for node in stretch.theirs:
         if not stretch.target.runs(node):
             continue
         for name in kinds(node):
-            if name in MOVEMENT or name in possible or _composite_of(name, possible):
-                surplus = theirs[name] - ours[name]
-                if name in MOVEMENT or name in ARITHMETIC or surplus <= 0 or ours[name] == 0:
+            if name in MOVEMENT or name in possible or _composite_of(name, ours):
+                if (node.name, name) not in beyond:
                     continue
-                weight = FOREIGN * 0.8
+                weight = FOREIGN
                 what = f"{name} stands here {theirs[name]} times, in the source {ours[name]} times"
                 found.append(Oddity(node, what, ours[name], theirs[name], weight))
                 continue
@@ -99,20 +100,46 @@ def _foreign(stretch: Stretch) -> list[Oddity]:
     return found
 
 
-def _composite_of(name: str, possible: frozenset[str]) -> bool:
+def _beyond(stretch: Stretch) -> frozenset[tuple[str, str]]:
+    """(Target node, kind) of operators that stand there more often than in the source, told by the order of kinds."""
+    mine = [(node.name, name) for node in stretch.theirs if stretch.target.runs(node) for name in kinds(node)]
+    mine = [(node, name) for node, name in mine if name not in MOVEMENT]
+    found: list[frozenset[tuple[str, str]]] = []
+    for fine in (False, True):
+        ours = [node for node in stretch.ours if node.name.startswith(FINE) == fine]
+        its = [name for name in _of(stretch.source, ours) if name not in MOVEMENT]
+        if not its:
+            continue
+        matcher = SequenceMatcher(None, its, [name for _, name in mine], autojunk=False)
+        paired = {block.b + step for block in matcher.get_matching_blocks() for step in range(block.size)}
+        counts = Counter(its)
+        surplus = Counter(name for _, name in mine) - counts
+        found.append(
+            frozenset(
+                mine[place]
+                for place in range(len(mine))
+                if place not in paired
+                and surplus[mine[place][1]]
+                and counts[mine[place][1]]
+                and mine[place][1] not in ARITHMETIC
+            )
+        )
+    return frozenset.intersection(*found) if found else frozenset()
+
+
+def _composite_of(name: str, ours: Mapping[str, int]) -> bool:
     """Whether a kind may be put together from kinds that the source has."""
-    needed = parts([name]) - {name}
-    return (
-        bool(needed) and len(needed & possible) * 2 >= len(needed) and bool(needed & possible - ARITHMETIC - MOVEMENT)
-    )
+    needed = set(PARTS.get(name, ()))
+    telling = needed - ARITHMETIC - MOVEMENT
+    return bool((telling or needed) & set(ours))
 
 
 def _lost(stretch: Stretch) -> list[Oddity]:
     """Operators of the source region that nothing in the target region is, or is made of."""
     theirs = _counts(stretch.target, stretch.theirs)
-    native = [node for node in stretch.ours if not node.name.startswith(FINE)] or list(stretch.ours)
     if not stretch.theirs:
         return []
+    native = _open_parts(stretch)
     possible = parts(theirs)
     place = _place(stretch)
     found = []
@@ -128,6 +155,15 @@ def _lost(stretch: Stretch) -> list[Oddity]:
     return found
 
 
+def _open_parts(stretch: Stretch) -> list[Node]:
+    """The source's nodes; in the place of one that was traced finer too, those of its parts that have no twin yet."""
+    whole = {node.origin for node in stretch.ours if node.name.startswith(FINE)}
+    found = [node for node in stretch.ours if not node.name.startswith(FINE) and node.name not in whole]
+    explained = stretch.alignment.explained
+    fine = [node for node in stretch.ours if node.name.startswith(FINE)]
+    return found + [node for node in fine if not explained.intersection(node.outputs)]
+
+
 def _place(stretch: Stretch) -> Node:
     """The node that gives the value at which the fault was healed; else the last of the region."""
     node = stretch.target.graph.producer(stretch.finding.target)
@@ -137,7 +173,8 @@ def _place(stretch: Stretch) -> Node:
 def _declared(stretch: Stretch) -> list[Oddity]:
     """What localisation proved: the region computes something that the source does not, or lacks something that it does."""
     finding, place = stretch.finding, _place(stretch)
-    ours, theirs = _counts(stretch.source, stretch.ours), _counts(stretch.target, stretch.theirs)
+    named = [node for node in stretch.ours if node.name in finding.source_region]
+    ours, theirs = _counts(stretch.source, named), _counts(stretch.target, stretch.theirs)
     if finding.kind == "extra":
         computing = [node for node in stretch.theirs if stretch.target.runs(node) and not moves(node)]
         node = computing[-1] if computing else place
@@ -158,7 +195,7 @@ def _declared(stretch: Stretch) -> list[Oddity]:
 def _repeated(stretch: Stretch) -> list[Oddity]:
     """Operators behind a value that is already what the source has where the target was healed."""
     finding = stretch.finding
-    if finding.source is None:
+    if finding.source is None or finding.kind in ("layout", "shuffle"):
         return []
     classes = {finding.source, stretch.alignment.alike.get(finding.source, finding.source)}
     above = stretch.target.graph.upward([finding.target])
@@ -286,7 +323,22 @@ def _laid_out(stretch: Stretch) -> list[Oddity]:
         suspects = [node for node in chain if kind(node) in ("Transpose", "Reshape", "Concat", "Split")] or theirs
         what = "puts the elements in another order than the source"
     place = _place(stretch)
-    node = place if place in suspects else suspects[0]
+    prior = stretch.finding.prior
+    for idle in chain:
+        perm = idle.attributes.get("perm")
+        if kind(idle) == "Transpose" and isinstance(perm, (list, tuple)) and list(perm) == sorted(perm):
+            what = f"Transpose '{idle.shown}' exchanges nothing"
+            return [Oddity(idle, what, shown, f"Transpose by {list(perm)}", LAYOUT + 3.0, _names(movers))]
+    blamed = max(theirs, key=lambda node: prior.get(node.name, 0.0))
+    if prior.get(blamed.name):
+        node = blamed
+        what = (
+            f"is the first whose result has its elements in another order: it {what}"
+            if node in suspects
+            else "puts the elements in another order than the source"
+        )
+    else:
+        node = place if place in suspects else suspects[0]
     return [
         Oddity(
             node, f"{kind(node)} '{node.shown}' {what}", shown, _told(stretch.target, [node]), LAYOUT, _names(movers)
@@ -338,21 +390,24 @@ def _stages(stretch: Stretch) -> tuple[Node, tuple[Node, ...]] | None:
             after = move(stretch.target, node, current)
             if after is None:
                 return None
-            if not any(_laid_alike(after, value, stretch.alignment) for value in values):
+            if not _laid_alike(after, values, stretch.alignment):
                 return node, tuple(ours)
             current = after
         return None
     return None
 
 
-def _laid_alike(target: np.ndarray, source: np.ndarray, alignment: Alignment) -> bool:
-    """Whether two arrays of element numbers agree as they are or under the permutation that the model follows."""
+def _laid_alike(target: np.ndarray, stages: Sequence[np.ndarray], alignment: Alignment) -> bool:
+    """Whether element numbers lie as at a stage of the source of that shape, plain or permuted as the model is; True
+    where no stage has that shape, because then nothing can be said."""
     t = target.reshape([size for size in target.shape if size != 1])
-    s = source.reshape([size for size in source.shape if size != 1])
-    if np.array_equal(t.ravel(), s.ravel()):
-        return True
-    order = alignment.consensus.get(s.ndim)
-    return order is not None and np.array_equal(t.ravel(), np.transpose(s, order).ravel())
+    comparable = []
+    for stage in stages:
+        s = stage.reshape([size for size in stage.shape if size != 1])
+        order = alignment.consensus.get(s.ndim)
+        comparable += [s] if order is None else [s, np.transpose(s, order)]
+    comparable = [stage for stage in comparable if stage.shape == t.shape]
+    return not comparable or any(np.array_equal(t, stage) for stage in comparable)
 
 
 def _chain(inside: Inside, nodes: Sequence[Node]) -> list[Node]:
