@@ -242,7 +242,7 @@ def test_healing_needs_both_the_deviation_and_the_signal():
     assert not preprocessing.heals(1000.0, 5.0, 0.0)  # a thousand times nearer, and still another model
     assert not preprocessing.heals(0.05, 0.01, 0.0)
     assert preprocessing.heals(0.4, 0.05, 0.05)
-    assert not preprocessing.heals(0.4, 0.2, 0.3)  # no floor excuses a fifth of the signal
+    assert not preprocessing.heals(0.4, 0.2, 0.3)  # within a coarse floor, but hardly nearer than before
     assert preprocessing.heals(float("inf"), 0.001, 0.0)
 
 
@@ -362,3 +362,19 @@ def test_a_trained_network_on_photographs(session, corpus, tmp_path, scale, shif
     assert found.accuracy_after == found.accuracy_source > 0.6
     assert found.accuracy_before < found.accuracy_source - 0.2
     assert found.checked_after < 1e-3
+
+
+@pytest.mark.corpus
+def test_a_quantised_twin_is_judged_by_its_own_precision(session, corpus, tmp_path):
+    """The source takes 0..1 in BGR, its int8 twin 0..255 in RGB: what is left is what int8 costs."""
+    models = corpus / "models" / "mlperf_tiny_resnet8"
+    out = tmp_path / "unit.keras"
+    arguments = {"scale": [1 / 255] * 3, "shift": [0.0] * 3, "reverse": True}
+    call(session, "tensorflow", "wrap", path=str(models / "pretrainedResnet.h5"), out=str(out), **arguments)
+    reference = verification.reference(session, Artifact.open(out)).value
+    target = Artifact.open(models / "pretrainedResnet_quant.tflite")
+    given = feeds.load(corpus / "images" / "cifar10", reference.signature, limit=80, preprocess="scale=1/255")
+    found = preprocessing.search(reference, target, given, verification.verify(reference, target, given))
+    assert (found.source_words, found.target_words) == ("x / 255 (0 to 1), RGB", "x (0 to 255), BGR")
+    assert found.agreement_after > 0.9
+    assert 0.01 < found.checked_after < 0.3

@@ -279,7 +279,7 @@ def test_a_pipeline_is_recovered_from_what_it_made(images, text):
 
 
 def test_a_pipeline_that_no_description_gives_is_not_called_exact(images):
-    values = np.stack([Preprocess(size=(48, 48)).apply(image) for image in images])
+    values = np.stack([Preprocess(size=(24, 24)).apply(image) for image in images])
     noisy = values + np.random.default_rng(0).normal(0, 6, values.shape).astype(np.float32)
     found = recovery.recover(images, noisy)
     assert not found.exact

@@ -6,9 +6,11 @@ inputs of two models is named by the pair of conventions whose quotient it is.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -143,18 +145,33 @@ def name_of(
     swapped = tuple(channels) == (2, 1, 0)
     if len(channels) == 3 and not swapped and tuple(channels) != (0, 1, 2):
         return None
+    candidates, scales, shifts = _table(tuple(channels))
+    same = np.all(np.abs(scales - scale) <= CLOSE * np.abs(scales), axis=1)
+    same &= np.all(np.abs(shifts - shift) <= CLOSE * spread, axis=1)
     found: list[tuple[bool, float, int, Named]] = []
-    usable = [item for item in CONVENTIONS if len(channels) == 3 or item.fits_grey]
-    for first in usable:
-        for second in usable:
-            for order in ("RGB", "BGR") if len(channels) == 3 else ("RGB",):
-                k, b = between(first, second, channels, order)
-                if np.allclose(scale, k, rtol=CLOSE, atol=0) and np.all(np.abs(shift - b) <= CLOSE * spread):
-                    named = Named(source=first, target=second, **_orders(order, swapped, len(channels)))
-                    span, rank = first.high - first.low, usable.index(first) + usable.index(second) + (order == "BGR")
-                    outside = low < first.low - 1e-6 * span or high > first.high + 1e-6 * span
-                    found.append((outside, 0.0 if math.isnan(low) else span, rank, named))
+    for place in np.flatnonzero(same):
+        first, second, order, rank = candidates[place]
+        span = first.high - first.low
+        outside = low < first.low - 1e-6 * span or high > first.high + 1e-6 * span
+        named = Named(source=first, target=second, **_orders(order, swapped, len(channels)))
+        found.append((outside, 0.0 if math.isnan(low) else span, rank, named))
     return min(found, key=lambda item: item[:3])[3] if found else None
+
+
+@lru_cache
+def _table(
+    channels: tuple[int, ...],
+) -> tuple[list[tuple[Convention, Convention, str, int]], np.ndarray, np.ndarray]:
+    """All maps between two conventions: (source, target, order of the source, rank), scales [n, C], shifts [n, C]."""
+    usable = [item for item in CONVENTIONS if len(channels) == 3 or item.fits_grey]
+    candidates, scales, shifts = [], [], []
+    for (i, first), (j, second) in itertools.product(enumerate(usable), repeat=2):
+        for order in ("RGB", "BGR") if len(channels) == 3 else ("RGB",):
+            scale, shift = between(first, second, channels, order)
+            candidates.append((first, second, order, i + j + (order == "BGR")))
+            scales.append(scale)
+            shifts.append(shift)
+    return candidates, np.stack(scales), np.stack(shifts)
 
 
 def _orders(order: str, swapped: bool, channels: int) -> dict[str, str]:

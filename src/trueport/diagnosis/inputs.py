@@ -219,13 +219,18 @@ def explain(source: np.ndarray, target: np.ndarray, *, tolerance: float = TOLERA
     return None if best is None else replace(best, whole=both_whole)
 
 
-def closest(source: np.ndarray, target: np.ndarray) -> Explanation | None:
-    """As `explain`, but the change that leaves least, however much that is; of equally good ones the simplest."""
+def closest(source: np.ndarray, target: np.ndarray, *, like: Change | None = None) -> Explanation | None:
+    """As `explain`, but the change that leaves least, however much that is; of equally good ones the simplest.
+
+    like: only changes that put the axes where this one does.
+    """
     if source.shape[0] != target.shape[0] or source.size != target.size or not _numeric(source, target):
         return None
     source, target = _some(source), _some(target)
     best: tuple[float, Change, np.ndarray, np.ndarray] | None = None
     for base in placements(source.shape[1:], target.shape[1:]):
+        if like is not None and (base.permutation, base.flips, base.axis) != (like.permutation, like.flips, like.axis):
+            continue
         sums = _Sums.of(_by_channel(base.move(source), base.axis), _by_channel(target, base.axis))
         for order in _orders(sums):
             scale, shift, rest = sums.fit(order)
@@ -374,7 +379,9 @@ class _Sums:
     def of(left: np.ndarray, right: np.ndarray, *, square: bool = True) -> _Sums:
         means = left.mean(1), right.mean(1)
         a, b = left - means[0][:, None], right - means[1][:, None]
-        together = a @ b.T / left.shape[1] if square else (a * b).mean(1)
+        # einsum and not BLAS for few channels: threads for so little work wait for each other on a busy machine.
+        product = np.einsum("in,jn->ij", a, b) if len(a) <= COLOUR_CHANNELS else a @ b.T
+        together = product / left.shape[1] if square else (a * b).mean(1)
         return _Sums(*means, (a * a).mean(1), (b * b).mean(1), together)
 
     def fit(self, order: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

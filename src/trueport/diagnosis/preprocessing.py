@@ -26,8 +26,6 @@ from trueport.verification import Reference
 
 HEALED = 0.02
 """Share of the deviation before, and of the signal, that may be left (the same share as in the causal test of METHOD)."""
-NOISE_CAP = 0.1
-"""Share of the signal that a noise floor may excuse."""
 KEPT = 3
 """Best trials of a stage that the next stage builds on."""
 ALIKE = 1.5
@@ -333,7 +331,7 @@ class _Search:
 def heals(before: float, after: float, noise: float) -> bool:
     """Whether a deviation, in units of the signal, is gone: within the noise, or a small share of both the deviation
     before and the signal (a target whose outputs are far too large comes a thousand times nearer by becoming any model)."""
-    return after <= max(min(noise, NOISE_CAP), HEALED * min(before, 1.0)) and after <= 0.25 * before
+    return after <= max(noise, HEALED * min(before, 1.0)) and after <= 0.25 * before
 
 
 def _identity(change: Change) -> tuple[object, ...]:

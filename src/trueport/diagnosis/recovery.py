@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from trueport.diagnosis.inputs import TOLERANCE, Explanation, closest
+from trueport.diagnosis.inputs import TOLERANCE, Change, Explanation, closest
 from trueport.errors import UsageError
 from trueport.feeds.dims import channel_axis
 from trueport.feeds.labels import pictures_in
@@ -61,20 +61,20 @@ def recover(images: Sequence[Image.Image], values: np.ndarray) -> Recovered:
     best = crops
     if crops[0][0] > TOLERANCE / 10:
         tried = [replace(crop, **way) for _, crop, _ in crops[:KEPT_CROPS] for way in WAYS]
-        best = _nearest(images, values, tried)
+        best = _nearest(images, values, tried, like=crops[0][2].change)
     _, geometry, found = best[0]
     recipe = _described(geometry, found, values)
     return Recovered(preprocess=recipe, explanation=found, residual=_left(recipe, images, values))
 
 
 def _nearest(
-    images: Sequence[Image.Image], values: np.ndarray, tried: Sequence[Preprocess]
+    images: Sequence[Image.Image], values: np.ndarray, tried: Sequence[Preprocess], *, like: Change | None = None
 ) -> list[tuple[float, Preprocess, Explanation]]:
     """(residual, geometry, what lies between it and the values), the nearest first; stops at one that is exact."""
     done: list[tuple[float, Preprocess, Explanation]] = []
     for geometry in tried:
         made = np.stack([geometry.apply(image) for image in images])
-        found = closest(made, np.asarray(values))
+        found = closest(made, np.asarray(values), like=like)
         if found is not None:
             done.append((found.residual, geometry, found))
             if found.residual <= TOLERANCE / 10:
