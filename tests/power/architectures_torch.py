@@ -109,7 +109,7 @@ class Depthwise(nn.Module):
         self.head = nn.Linear(18, 6)
 
     def forward(self, image):
-        x = self.b(self.a(self.stem(F.pad(image, (0, 1, 0, 1)))))
+        x = F.max_pool2d(self.b(self.a(self.stem(F.pad(image, (0, 1, 0, 1))))), 2)
         return F.log_softmax(self.head(self.last(x).mean((2, 3))), dim=-1)
 
 
@@ -210,8 +210,9 @@ class Branches(nn.Module):
     def forward(self, image):
         x = F.softplus(self.stem(image))
         x = torch.cat([self.a(x), F.leaky_relu(self.b(x), 0.15), self.c(x)], dim=1)
-        x = F.avg_pool2d(self.mix(x) - 0.3, (1, 11))
-        return self.head(torch.clamp(x, -1.5, 2.0).permute(0, 2, 3, 1).flatten(1))
+        x = self.mix(x)
+        x = F.avg_pool2d(x * torch.sigmoid(x.mean((2, 3), keepdim=True)) - 0.1, (1, 11))
+        return self.head(torch.clamp(x, -0.4, 0.3).permute(0, 2, 3, 1).flatten(1))
 
 
 BUILDERS = {

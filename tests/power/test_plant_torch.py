@@ -43,11 +43,11 @@ QUICK = (
 HOMES = {
     "gate_order": "lstm", "recurrent_bias": "gru", "direction_copied": "lstm", "gather_index": "gru",
     "embedding_off_by_one": "transformer", "gelu_approximate": "transformer", "matrix_transposed": "transformer",
-    "reshape_for_transpose": "transformer", "resize_coordinates": "unet", "resize_mode": "unet", "ceil_mode": "inception",
+    "reshape_for_transpose": "transformer", "resize_coordinates": "unet", "resize_mode": "unet", "ceil_mode": "depthwise",
     "elu_alpha": "branches", "leaky_alpha": "branches", "clip_bound": "branches", "clip_dropped": "branches",
     "norm_epsilon": "branches", "operands_swapped": "branches", "transpose_perm": "branches", "input_shifted": "lstm",
     "pads_shifted": "unet", "count_include_pad": "inception", "concat_order": "inception", "stride": "depthwise",
-    "mean_to_max": "depthwise", "reduce_axis": "transformer", "softmax_axis": "transformer", "bias_collision": "depthwise",
+    "mean_to_max": "depthwise", "reduce_axis": "branches", "softmax_axis": "transformer", "bias_collision": "depthwise",
     "concat_axis": "unet",
 }  # fmt: skip
 """Kind -> a model that takes it; the others go into "residual"."""
