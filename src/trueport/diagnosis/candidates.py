@@ -9,7 +9,7 @@ operator), `missing` (a source operator was left out behind a value that agrees)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +20,7 @@ from trueport.align.info import Kind
 from trueport.align.match import NEAR
 from trueport.align.types import Alignment, Relation
 from trueport.diagnosis.pair import Pair
+from trueport.graph import FINE, Graph
 
 PER_VALUE = 8
 """Hypotheses tried at one value."""
@@ -53,6 +54,12 @@ class Candidate:
     anchor: str = ""
 
 
+def _computes(graph: Graph, value: str, alike: Collection[str]) -> bool:
+    """Whether a value's producer makes something new of its operands."""
+    node = graph.producer(value)
+    return node is not None and node.op not in MOVEMENT and not any(parent in alike for parent in graph.parents(value))
+
+
 class Candidates:
     """All hypotheses for one state of a pair: which target values are wrong, and what could heal them."""
 
@@ -75,10 +82,38 @@ class Candidates:
                 return False
             info = self.theirs.infos.get(name)
             fixed = info is not None and info.kind in still
-            return self.alignment.ok(name) or (fixed and not self._was_alive(name))
+            agrees = self.alignment.ok(name) and name not in self._repeated
+            return agrees or (fixed and not self._was_alive(name))
 
         found = self.theirs.graph.upward(bad_outputs, stop)
         return dict.fromkeys(sorted(found, key=lambda name: self.theirs.place.get(name, -1)))
+
+    @cached_property
+    def _repeated(self) -> set[str]:
+        """Values that agree with a twin which the target has computed already, more often than the source computes it.
+
+        A branch that was cut off makes a later operator compute what an earlier one did: each value agrees, at a place
+        where the source has another. What only passes its operand on (an activation of positive numbers) is no repetition.
+        """
+        groups: dict[str, list[str]] = {}
+        for name, match in self.alignment.matches.items():
+            if match.ok and match.how == "value":
+                groups.setdefault(self.alignment.alike.get(match.source, match.source), []).append(name)
+        found: set[str] = set()
+        for head, names in groups.items():
+            same = {name for name in self.theirs.infos if self._head(name) == head}
+            made = [name for name in names if _computes(self.theirs.graph, name, same)]
+            if len(made) < 2:
+                continue
+            ours = {name for name, other in self.alignment.alike.items() if other == head}
+            kept = [name for name in ours if _computes(self.ours.graph, name, ours)]
+            fine = sum(name.startswith(FINE) for name in kept)
+            found.update(made[max(fine, len(kept) - fine, 1) :])
+        return found
+
+    def _head(self, target: str) -> str | None:
+        match = self.alignment.matches.get(target)
+        return None if match is None or not match.ok else self.alignment.alike.get(match.source, match.source)
 
     def _was_alive(self, name: str) -> bool:
         """Whether a value that does not vary has a named or pinned twin that does: then it died here."""
@@ -283,7 +318,10 @@ class Candidates:
         The first such value counts: above the parent those values are passed that agree in an unnatural order too.
         """
         found: list[Candidate] = []
-        for name in [*reversed(self.unnatural(parent)), *self.chain(parent)]:
+        places = dict.fromkeys([*self.unnatural(parent), *self.chain(parent)])
+        # What the model does all over is suspected last, and of the rest the first value counts: those behind follow it.
+        order = sorted(places, key=lambda name: (self.natural_match(name), self.theirs.place[name]))
+        for name in order:
             match, info = self.alignment.matches[name], self.theirs.infos[name]
             for other in self.same(match.source):
                 ours = self.ours.infos[other]
@@ -328,7 +366,9 @@ class Candidates:
         while front:
             name = front.pop(0)
             match = self.alignment.matches.get(name)
-            if name in found or match is None or not match.ok or match.how == "input" or self.natural_match(name):
+            if name in found or match is None or not match.ok or match.how == "input":
+                continue
+            if match.relation.identity or match.relation.permutation in CHANNEL_MOVES:
                 continue
             found.append(name)
             front += self.theirs.graph.parents(name)

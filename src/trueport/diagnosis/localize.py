@@ -356,6 +356,9 @@ class Localizer:
             node, match = graph.producer(value), self.alignment.matches[value]
             if node is not None and not self._natural_twin(value, match.source, search):
                 found[node.name] = 1.0 if found else 2.0  # the first; those behind it only pass it on
+        node = graph.producer(candidate.target)
+        if node is not None:
+            found[node.name] = found.get(node.name, 0.0) + 0.5
         return found
 
     def _natural_twin(self, value: str, source: str, search: Candidates) -> bool:
