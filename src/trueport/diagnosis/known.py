@@ -98,6 +98,11 @@ def match(suspects: Sequence[Suspect], source: Side, target: Side, maker: Maker)
     return None
 
 
+def steps_of(issue: KnownIssue | None) -> tuple[str, ...]:
+    """The conversion steps that have a bug; none without one."""
+    return next((entry.steps for entry in entries() if issue is not None and entry.id == issue.id), ())
+
+
 def match_failure(
     failure: Failure, step: str = "", versions: Mapping[str, str] | None = None, *, format: str = ""
 ) -> KnownIssue | None:

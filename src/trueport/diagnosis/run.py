@@ -209,12 +209,18 @@ def _explained(
             ),
         )
         issue = known.match(suspects, *sides, maker)
+    else:  # the target does not run, and its runtime's words may tell why
+        step = maker.steps[0] if maker.steps else ""
+        issue = known.match_text(verification.reason, step=step, versions=maker.packages, format=target.format)
     stage: Stage | None = None
     said: tuple[str, ...] = ()
     runtime_only = bool(suspects) and all(suspect.cause is Cause.RUNTIME for suspect in suspects)
     if request.tools and not runtime_only:
         session.progress("looking for the step that made it")
-        inquiry = tool.locate(reference, target, given, verification, attempt=request.attempt, others=request.others)
+        hints = known.steps_of(issue)
+        inquiry = tool.locate(
+            reference, target, given, verification, attempt=request.attempt, others=request.others, prefer=hints
+        )
         stage, said = inquiry.stage, inquiry.sentences
         if inquiry.maker is not None and sides is not None:
             issue = known.match(suspects, *sides, inquiry.maker) or issue
