@@ -21,6 +21,9 @@ KINDS = ARITHMETIC | {
 }  # fmt: skip
 """Kinds that preprocessing is written in. With constants only: an Add of two values is a layer."""
 
+CHANNEL_MOVES = ((0, 3, 1, 2), (0, 2, 3, 1), (0, 2, 1), (0, 1, 2, 3), (0, 1, 2), (0, 1))
+"""Permutations that bring the channels where the other convention has them."""
+
 MOST = 8
 """Operators of preparation at most."""
 
@@ -98,6 +101,6 @@ def _told(source: Inside, target: Inside, start: np.ndarray | None, end: np.ndar
         return None
     change = explained.change
     only_turned = not change.flips and not change.reorders and not change.scales
-    if only_turned and (source.channels_last != target.channels_last or change.shape is not None):
+    if only_turned and source.channels_last != target.channels_last and change.permutation in CHANNEL_MOVES:
         return None
     return str(explained)

@@ -65,7 +65,7 @@ def odd(source: Inside, target: Inside, ours: Sequence[Node], theirs: Sequence[N
         if _has(known, seen.value):
             continue
         free = [other for other in given if not _has(_derived([other.value]), *taken) and kind(other.node) in KINDS]
-        free = [other for other in free if other.value and seen.value and 0.02 < abs(seen.value / other.value) < 50]
+        free = [other for other in free if _comparable(seen.value, other.value)]
         if free:
             nearest = min(
                 free,
@@ -81,6 +81,13 @@ def odd(source: Inside, target: Inside, ours: Sequence[Node], theirs: Sequence[N
             )
             found.append(Odd(seen.node, Cause.PARAMETERS, what, None, seen.value, ORPHAN, (), seen.stored))
     return found
+
+
+def _comparable(seen: float, other: float) -> bool:
+    """Whether one number may have been written for the other: of like size, or both guards against division by zero."""
+    if not seen or not other:
+        return False
+    return 0.02 < abs(seen / other) < 50 or max(abs(seen), abs(other)) < 0.05
 
 
 def _epsilon_like(given: Sequence[_Seen], seen: _Seen) -> bool:
