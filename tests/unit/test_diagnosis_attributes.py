@@ -279,6 +279,19 @@ def test_a_slice_is_compared_by_what_it_takes():
     assert found == {"window": ("axis 1: 1 to 5 by 1", "axis 1: 0 to 4 by 1")}
 
 
+def test_masks_of_a_strided_slice_are_read():
+    def strided(**masks):
+        return one(
+            "savedmodel", "Slice", (1, 5, 6), native="StridedSlice", starts=[0, -1], ends=[0, 0], steps=[1, 1], **masks
+        )
+
+    last = one("onnx", "Slice", (1, 5, 6), constants=[np.array(v) for v in ([4], [5], [1])])
+    assert compared(strided(begin_mask=1, end_mask=1, shrink_axis_mask=2), last) == {}
+    first = one("onnx", "Slice", (1, 5, 6), constants=[np.array(v) for v in ([0], [1], [1])])
+    assert "window" in compared(strided(begin_mask=1, end_mask=1, shrink_axis_mask=2), first)
+    assert compared(strided(ellipsis_mask=1), last) == {}
+
+
 def test_padding_is_compared_axis_by_axis():
     source = one("pytorch", "Pad", NCHW, pads=[0, 0, 1, 2, 0, 0, 1, 2])
     same = one("tflite", "Pad", NHWC, pads=[0, 1, 2, 0, 0, 1, 2, 0])

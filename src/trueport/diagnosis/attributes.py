@@ -373,13 +373,19 @@ def _slice(inside: Inside, node: Node, given: Mapping[str, Any], found: dict[str
         return
     axes = listed(given.get("axes")) or list(range(len(starts)))
     steps = listed(given.get("steps")) or [1] * len(starts)
-    masks = any(given.get(name) for name in ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask"))
-    if masks or len(axes) != len(starts):
+    if given.get("ellipsis_mask") or given.get("new_axis_mask") or len(axes) != len(starts):
         return
+    open_start, open_end, single = (int(given.get(name, 0)) for name in ("begin_mask", "end_mask", "shrink_axis_mask"))
     window = {}
-    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        size = shape[axis]
-        span = range(*slice(start, end, step).indices(size))
+    for place, (axis, start, end, step) in enumerate(zip(axes, starts, ends, steps, strict=True)):
+        size, bit = shape[axis], 1 << place
+        if single & bit:
+            span = range(start % size, start % size + 1)
+        else:
+            cut = slice(None if open_start & bit else start, None if open_end & bit else end, step)
+            span = range(*cut.indices(size))
+        if not span:
+            return
         if list(span) != list(range(size)):
             window[axis % len(shape)] = [span.start, span.stop, span.step]
     found["window"] = window

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from trueport.align.types import Alignment
-from trueport.diagnosis import differences, layouts, pool, precision, recurrent
+from trueport.diagnosis import differences, folding, layouts, pool, precision, recurrent
 from trueport.diagnosis.operators import kind
 from trueport.diagnosis.pool import Known, Norm, Pool
 from trueport.diagnosis.region import Inside, Parameter
@@ -263,7 +263,7 @@ class Region:
             slack = _DECLARED_SLACK.get(self.declared, 0.0)
             if array.size == nearest.array.size and differences.distance(array, nearest.array) < slack:
                 return None
-        epsilon = self._wrong_epsilon(mine)
+        epsilon = folding.wrong_epsilon(mine, self.pool.raw, self._norms())
         if epsilon is not None:
             return self._fault(item, epsilon[0], epsilon[1], epsilon[2], nearest, 1.0)
         foreign = None if not np.any(array) else self._foreign(mine)
@@ -338,47 +338,8 @@ class Region:
 
         return min(candidates, key=rank)
 
-    def _wrong_epsilon(self, mine: Known) -> tuple[str, str, str] | None:
-        """A BatchNorm that was folded with another epsilon: guessed from the factors, proven by folding with it."""
-        for norm in (norm for node in self.ours if (norm := pool.norm_of(self.source, node)) is not None):
-            for guess in self._epsilons(mine, norm):
-                scale = norm.scale(guess)
-                terms = float(np.max(np.abs(norm.slots["beta"])) + np.max(np.abs(norm.slots["mean"] * scale)))
-                if abs(guess / max(norm.epsilon, 1e-12) - 1) > 0.02 and any(
-                    pool.close(mine.array, array, terms) for array in self._folds(mine, norm, scale)
-                ):
-                    usual = f"{norm.epsilon:.3g}"
-                    what = f"BatchNorm '{norm.node.shown}' was folded in with epsilon {guess:.3g} instead of {usual}"
-                    return what, f"epsilon {usual}", f"epsilon {guess:.3g}"
-        return None
-
-    def _folds(self, mine: Known, norm: Norm, scale: np.ndarray) -> Iterator[np.ndarray]:
-        """What a parameter of this size would be after folding with a scale: weights, then shifts."""
-        if mine.array.ndim >= 2:
-            for known in self.pool.raw:
-                if known.array.shape == mine.array.shape and len(known.array) == scale.size:
-                    yield known.array * scale.reshape(-1, *[1] * (known.array.ndim - 1))
-        elif mine.array.size == scale.size:
-            for bias in (np.zeros(scale.size), *(k.array.ravel() for k in self.pool.raw if k.array.size == scale.size)):
-                yield norm.slots["beta"] + (bias - norm.slots["mean"]) * scale
-
-    def _epsilons(self, mine: Known, norm: Norm) -> Iterator[float]:
-        """The epsilons that the ratio to a parameter folded with scale 1 suggests, each rounded as people write them."""
-        ones = np.ones(norm.slots["var"].size)
-        for plain in self._folds(mine, norm, ones):
-            with np.errstate(all="ignore"):
-                if plain.ndim >= 2:
-                    factor = pool.factors_between(mine.array, plain, 0)
-                else:
-                    factor = (mine.array.ravel() - norm.slots["beta"]) / (plain - norm.slots["beta"])
-                if factor is None:
-                    continue
-                seen = np.square(norm.slots["gamma"] / factor) - norm.slots["var"]
-            seen = seen[np.isfinite(seen)]
-            middle = float(np.median(seen)) if seen.size else 0.0
-            if middle > 0:
-                yield float(f"{middle:.1g}")
-                yield float(f"{middle:.3g}")
+    def _norms(self) -> list[Norm]:
+        return [norm for node in self.ours if (norm := pool.norm_of(self.source, node)) is not None]
 
     def _foreign(self, mine: Known) -> Known | None:
         """A parameter of the source outside the region that this one is."""
