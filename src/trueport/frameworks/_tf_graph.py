@@ -8,13 +8,15 @@ meta-optimiser is off, so that every tensor of the frozen graph can be fetched a
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from trueport.frameworks._base import Arrays, Emit, RunResult, Unsupported
+from trueport.frameworks._base import Arrays, RunResult, Unsupported
 
 
 class Frozen(NamedTuple):
@@ -43,7 +45,51 @@ def freeze(concrete: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Froz
             f"the frozen computation has {len(feeds)} inputs and {len(fetches)} outputs, "
             f"expected {len(inputs)} and {len(outputs)}: it holds state beside its weights"
         )
-    return Frozen(frozen.graph.as_graph_def(), dict(zip(inputs, feeds)), dict(zip(outputs, fetches)))
+    graph_def = frozen.graph.as_graph_def()
+    del frozen  # it holds the weights several times over, in cycles
+    tidy()
+    return Frozen(graph_def, dict(zip(inputs, feeds)), dict(zip(outputs, fetches)))
+
+
+def tidy() -> None:
+    """Give memory that TensorFlow no longer uses back to the system, where its allocator knows how."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+LARGE = 4096
+"""Bytes of a constant node from which on `skeleton` leaves its value out: no operator's shape hangs on so large a one."""
+
+
+def skeleton(graph_def: Any) -> Any:
+    """The same graph with placeholders for large constants: enough to know every tensor's dtype and shape."""
+    bare = type(graph_def)()
+    bare.library.CopyFrom(graph_def.library)
+    bare.versions.CopyFrom(graph_def.versions)
+    for node in graph_def.node:
+        if not is_large(node):
+            bare.node.add().CopyFrom(node)
+            continue
+        held = bare.node.add(name=node.name, op="Placeholder")
+        held.attr["dtype"].type = node.attr["dtype"].type
+        held.attr["shape"].shape.CopyFrom(node.attr["value"].tensor.tensor_shape)
+    return bare
+
+
+def is_large(node: Any) -> bool:
+    """Whether a node is a constant of numbers that `skeleton` leaves out."""
+    return bool(node.op == "Const" and node.ByteSize() > LARGE and node.attr["dtype"].type != 7)  # 7: DT_STRING
+
+
+def built(graph_def: Any) -> Any:
+    """A tf.Graph of the skeleton, to ask for dtypes and shapes."""
+    import tensorflow as tf
+
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.graph_util.import_graph_def(skeleton(graph_def), name="")
+    return graph
 
 
 class Runner:
@@ -179,16 +225,14 @@ def values(frozen: Frozen) -> dict[str, str]:
 def _values(frozen: Frozen) -> dict[str, str]:
     import tensorflow as tf
 
-    graph = tf.Graph()
-    with graph.as_default():
-        tf.graph_util.import_graph_def(frozen.graph_def, name="")
+    graph = built(frozen.graph_def)
     fed = set(frozen.inputs.values())
     label = labels(frozen)
     reads = constant_reads(frozen)
     found = {}
     for node in ordered(frozen.graph_def):
         operation = graph.get_operation_by_name(node.name)
-        if operation.type in ("Const", "NoOp", "Placeholder") or node.name in reads:
+        if node.op in ("Const", "NoOp", "Placeholder") or node.name in reads:
             continue
         for tensor in operation.outputs:
             if tensor.dtype not in (tf.resource, tf.variant, tf.string) and tensor.name not in fed:
@@ -222,41 +266,6 @@ def ordered(graph_def: Any) -> list[Any]:
 def sources(node: Any) -> list[str]:
     """Names of the nodes that this node reads, control inputs included."""
     return [item.lstrip("^").split(":")[0] for item in node.input]
-
-
-def trace(
-    frozen: Frozen, inputs: Arrays, wanted: Mapping[str, str], emit: Emit, *, budget: int
-) -> dict[str, dict[str, str]]:
-    """Emit wanted values (name -> tensor name), holding at most `budget` bytes of them at a time.
-
-    Returns {"skipped": name -> reason} for values whose shape differs between runs. The sizes come from a first
-    call that fetches nothing but sizes, so that each window is filled without guessing; a value larger than
-    the budget gets a window of its own.
-    """
-    import tensorflow as tf
-
-    count = next(iter(inputs.values())).shape[0] if inputs else 1
-    skipped: dict[str, str] = {}
-    with running(frozen) as runner:
-        one = {name: np.asarray(array[0]) for name, array in inputs.items()}
-        tensors = {name: runner.graph.get_tensor_by_name(tensor) for name, tensor in wanted.items()}
-        with runner.graph.as_default():
-            sizes = [tf.size(tensor, out_type=tf.int64).name for tensor in tensors.values()]
-        counted = runner.fetch(one, sizes)
-        need = {name: int(size) * tensor.dtype.size * count for (name, tensor), size in zip(tensors.items(), counted)}
-        for window in windows(need, budget):
-            held: dict[str, list[np.ndarray]] = {name: [] for name in window}
-            for run in range(count):
-                now = {name: np.asarray(array[run]) for name, array in inputs.items()}
-                for name, value in zip(window, runner.fetch(now, [wanted[name] for name in window])):
-                    held[name].append(value)
-            for name in window:
-                stacked = stack(held.pop(name))
-                if isinstance(stacked, list):
-                    skipped[name] = "its shape differs between runs"
-                else:
-                    emit(name, stacked)
-    return {"skipped": skipped}
 
 
 def windows(need: Mapping[str, int], budget: int) -> Iterator[list[str]]:

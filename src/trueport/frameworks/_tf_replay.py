@@ -3,6 +3,8 @@
 A tap is a `PlaceholderWithDefault` between a value and all that read it. Feeding the tap gives the readers another
 array, of any shape, while the value itself can still be fetched as its own producer computes it. TensorFlow runs only
 what a fetch needs, so a cut costs what lies behind it. Sessions are kept, because most replays differ in little.
+A session would keep a copy of the weights for every set of feeds and fetches, so that large weights are fed as well,
+except to an optimiser, which folds them.
 
 Modes: "plain" (one kernel for each operator, as `trace`), "optimised" (by TensorFlow's graph optimiser), "xla".
 """
@@ -15,22 +17,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from trueport.frameworks import _tf_graph as graphs
 from trueport.frameworks._base import Arrays, Emit, Unsupported
-from trueport.frameworks._tf_graph import Frozen, full, stack, windows
+from trueport.frameworks._tf_graph import Frozen, full
 
 KEPT = 2
 """Tapped graphs of each mode that stay in memory."""
 LIMIT = 2**29
-"""Bytes of constants after which a session starts anew: it keeps a copy for every set of feeds and fetches it has seen."""
+"""Bytes of weights after which an optimised session starts anew: it keeps them for every set of feeds and fetches."""
 _PREFIX = "trueport_tap_"
 
 
 class Needed(NamedTuple):
-    """What some fetches depend on: model inputs, values put in, and bytes of constants."""
+    """What some fetches depend on: model inputs, tensors put in, and names of large constants."""
 
     inputs: list[str]
     given: list[str]
-    constants: int
+    constants: list[str]
 
 
 class Tapped:
@@ -42,7 +45,10 @@ class Tapped:
 
         self.frozen, self.mode = frozen, mode
         self.nodes = {node.name: node for node in frozen.graph_def.node}
-        self.dtypes = dtypes_of(frozen)
+        bare = graphs.built(frozen.graph_def)
+        self.dtypes = {tensor.name: tensor.dtype for op in bare.get_operations() for tensor in op.outputs}
+        self.weights = {node.name: node for node in frozen.graph_def.node if graphs.is_large(node)}
+        self.fed: dict[str, np.ndarray] = {}
         self.taps = {tensor: f"{_PREFIX}{place}" for place, tensor in enumerate(shapes)}
         tapped = self._tapped(shapes)
         self.graph = tf.Graph()
@@ -51,6 +57,9 @@ class Tapped:
                 tf.graph_util.import_graph_def(tapped, name="")
         except (ValueError, tf.errors.InvalidArgumentError) as error:
             raise Unsupported(f"TensorFlow does not take the graph with values put in: {_line(error)}") from error
+        if mode != "plain":  # the weights went through several hands
+            del tapped
+            graphs.tidy()
         self.session: Any = None
         self.seen: dict[tuple[Any, ...], int] = {}
         self.compiled: dict[tuple[Any, ...], Any] = {}
@@ -59,7 +68,7 @@ class Tapped:
         import tensorflow as tf
 
         graph_def = type(self.frozen.graph_def)()
-        graph_def.CopyFrom(self.frozen.graph_def)
+        graph_def.CopyFrom(graphs.skeleton(self.frozen.graph_def) if self.mode == "plain" else self.frozen.graph_def)
         for node in graph_def.node:
             reads = [item for item in node.input if not item.startswith("^")]  # orders nothing in a graph without state
             del node.input[:]
@@ -78,7 +87,7 @@ class Tapped:
         fed = {tensor: name for name, tensor in self.frozen.inputs.items()}
         inputs: dict[str, None] = {}
         cuts: dict[str, None] = {}
-        size = 0
+        constants: dict[str, None] = {}
         seen: set[str] = set()
         pending = list(tensors)
         while pending:
@@ -89,27 +98,42 @@ class Tapped:
             if name in seen:
                 continue
             seen.add(name)
-            size += self.nodes[name].ByteSize() if self.nodes[name].op == "Const" else 0
+            if name in self.weights:
+                constants[name] = None
             reads = [full(item) for item in self.nodes[name].input if not item.startswith("^")]
             cuts.update((item, None) for item in reads if item in given)
             pending += [item for item in reads if item not in given]
-        return Needed(list(inputs), sorted(cuts), size)
+        return Needed(list(inputs), sorted(cuts), list(constants))
 
-    def fetch(self, feeds: Mapping[str, Any], tensors: Sequence[str], constants: int) -> list[np.ndarray]:
-        """Run the graph. `constants`: bytes that the session will keep for this set of feeds and fetches."""
+    def fetch(self, feeds: Mapping[str, Any], tensors: Sequence[str], constants: Sequence[str]) -> list[np.ndarray]:
+        """Run the graph. `constants`: the large ones that these fetches read."""
         import tensorflow as tf
 
         key = (tuple(feeds), tuple(tensors))
         if self.mode == "xla":
             return self._by_xla(key, feeds)
-        if self.session is None or (key not in self.seen and sum(self.seen.values()) + constants > LIMIT):
+        kept = sum(self.weights[name].ByteSize() for name in constants) if self.mode == "optimised" else 0
+        if self.session is None or (key not in self.seen and sum(self.seen.values()) + kept > LIMIT):
             self.close()
             self.session = self._open()
-        self.seen[key] = constants
+        self.seen[key] = kept
+        weights = {f"{name}:0": self._weight(name) for name in constants} if self.mode == "plain" else {}
         try:
-            return [np.asarray(value) for value in self.session.run(list(tensors), dict(feeds))]
+            return [np.asarray(value) for value in self.session.run(list(tensors), {**feeds, **weights})]
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
-            raise Unsupported(f"the model does not run with these values put in: {_line(error)}") from error
+            raise Unsupported(f"the model does not run on these values: {_line(error)}") from error
+
+    def _weight(self, name: str) -> np.ndarray:
+        """A large constant, laid out so that TensorFlow reads it where it is (it copies what does not start at 64 bytes)."""
+        from tensorflow.python.framework import tensor_util
+
+        if name not in self.fed:
+            array = np.asarray(tensor_util.MakeNdarray(self.weights[name].attr["value"].tensor))
+            room = np.empty(array.nbytes + 64, np.uint8)
+            start = -room.ctypes.data % 64
+            self.fed[name] = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+            self.fed[name][...] = array
+        return self.fed[name]
 
     def _by_xla(self, key: tuple[Any, ...], feeds: Mapping[str, Any]) -> list[np.ndarray]:
         import tensorflow as tf
@@ -142,20 +166,6 @@ class Tapped:
         self.seen = {}
 
 
-def dtypes_of(frozen: Frozen) -> dict[str, Any]:
-    """Tensor name -> TensorFlow dtype of all tensors of the graph."""
-    return {name: tensor.dtype for name, tensor in _tensors(frozen).items()}
-
-
-def _tensors(frozen: Frozen) -> dict[str, Any]:
-    import tensorflow as tf
-
-    graph = tf.Graph()
-    with graph.as_default():
-        tf.graph_util.import_graph_def(frozen.graph_def, name="")
-    return {tensor.name: tensor for operation in graph.get_operations() for tensor in operation.outputs}
-
-
 _tapped: OrderedDict[tuple[Any, ...], Tapped] = OrderedDict()
 
 
@@ -167,7 +177,8 @@ def tapped(frozen: Frozen, known: Mapping[str, str], given: Arrays, mode: str) -
     """
     shapes: dict[str, Any] = dict.fromkeys([*frozen.inputs.values(), *known.values()])
     if mode != "plain":
-        own = {tensor: item.shape for tensor, item in _tensors(frozen).items()}
+        bare = graphs.built(frozen.graph_def)
+        own = {tensor.name: tensor.shape for op in bare.get_operations() for tensor in op.outputs}
         places = {**frozen.inputs, **known}
         shapes = {places[name]: own[places[name]] for name in given}
         for name, array in given.items():
@@ -223,10 +234,10 @@ def replay(
     elif len(tensors) > 1:  # to fetch less changes what the optimiser fuses
         need = {name: value.nbytes * count for name, value in zip(tensors, once(0, list(tensors.values())))}
     skipped: dict[str, str] = {}
-    for window in windows(need, budget):
+    for window in graphs.windows(need, budget):
         rows = [once(run, [tensors[name] for name in window]) for run in range(count)]
         for place, name in enumerate(window):
-            stacked = stack([row[place] for row in rows])
+            stacked = graphs.stack([row[place] for row in rows])
             if isinstance(stacked, list):
                 skipped[name] = "its shape differs between runs"
             else:

@@ -10,7 +10,7 @@ import numpy as np
 
 from trueport.frameworks._base import Emit, GraphDict, NodeDict
 from trueport.frameworks._tf_attributes import LARGEST, OPS, attributes
-from trueport.frameworks._tf_graph import Frozen, constant_reads, full, labels, ordered
+from trueport.frameworks._tf_graph import Frozen, built, constant_reads, full, labels, ordered
 
 _KEEPS_INDICES = ("Identity", "Cast", "Reshape", "ExpandDims", "Squeeze", "Transpose", "StopGradient")
 """Operators through which an index still reaches its Gather unchanged."""
@@ -18,11 +18,7 @@ _KEEPS_INDICES = ("Identity", "Cast", "Reshape", "ExpandDims", "Squeeze", "Trans
 
 def graph(frozen: Frozen) -> GraphDict:
     """The read-only view. A constant's name is its node's; a control input is not shown."""
-    import tensorflow as tf
-
-    built = tf.Graph()
-    with built.as_default():
-        tf.graph_util.import_graph_def(frozen.graph_def, name="")
+    whole = built(frozen.graph_def)
     label, reads = labels(frozen), constant_reads(frozen)
     given = set(frozen.inputs.values())
     stored = {node.name: node for node in frozen.graph_def.node if node.op == "Const"}
@@ -33,7 +29,7 @@ def graph(frozen: Frozen) -> GraphDict:
             proto = node.attr["value"].tensor
             constants[node.name] = {"dtype": _dtype(proto.dtype), "shape": [d.size for d in proto.tensor_shape.dim]}
         elif full(node.name) not in given and node.op != "NoOp" and node.name not in reads:
-            operation = built.get_operation_by_name(node.name)
+            operation = whole.get_operation_by_name(node.name)
             shown, order = _called(node, library) or (node, list(range(len(operation.inputs))))
             operands = [operation.inputs[place] for place in order]
             nodes.append(

@@ -186,14 +186,7 @@ def trace(
     granularity: str = "native",
 ) -> dict[str, Any]:
     """Emit the wanted values, in windows of at most `budget` bytes. Raises Unsupported for an unknown name."""
-    from trueport.frameworks import _tf_graph as graphs
-
-    watched = _watched(path, trust)
-    known = _values(watched, granularity)
-    unknown = [name for name in wanted if name not in known]
-    if unknown:
-        raise Unsupported(f"the model has no value '{unknown[0]}'")
-    return graphs.trace(watched.frozen, inputs, {name: known[name] for name in wanted}, emit, budget=budget)
+    return replay(path, inputs, {}, wanted, emit, variant="", budget=budget, trust=trust, granularity=granularity)
 
 
 _MODES = {"": "plain", "eager": "plain", "default": "optimised", "xla": "xla"}

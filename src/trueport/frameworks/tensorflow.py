@@ -297,14 +297,7 @@ def names(path: str, *, trust: bool) -> list[str]:
 
 def trace(path: str, inputs: Arrays, wanted: Sequence[str], emit: Emit, *, budget: int, trust: bool) -> dict[str, Any]:
     """Emit the wanted values in windows of at most `budget` bytes. Raises Unsupported for an unknown name."""
-    from trueport.frameworks import _tf_graph as graphs
-
-    saved = load(path, trust=trust)
-    known = graphs.values(saved.frozen)
-    unknown = [name for name in wanted if name not in known]
-    if unknown:
-        raise Unsupported(f"the model has no value '{unknown[0]}'")
-    return graphs.trace(saved.frozen, inputs, {name: known[name] for name in wanted}, emit, budget=budget)
+    return replay(path, inputs, {}, wanted, emit, variant="", budget=budget, trust=trust)
 
 
 _MODES = {"": "plain", "unoptimised": "plain", "default": "optimised", "xla": "xla"}
