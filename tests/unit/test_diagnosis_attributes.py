@@ -352,6 +352,39 @@ def test_operators_with_weights_are_paired_by_their_weights():
     assert wrong[0].target_value == "strides: [1, 1]"
 
 
+FUSED = [("Relu", math.inf), ("Relu6", 6.0), ("ReluN1To1", 1.0)]
+
+
+@pytest.mark.parametrize(("fused", "bound"), FUSED)
+def test_a_fused_activation_is_compared_with_one_that_stands_alone(fused, bound):
+    source = one("pytorch", "Add", (1, 9))
+    source.add("Clip", "y", out="z", name="clip", shape=(1, 9), min=0.0, max=6.0)
+    found = examined(source, one("tflite", "Add", (1, 9), activation=fused), "y")
+    if fused == "Relu6":
+        assert found[0].weight < 1
+    else:
+        assert found[0].cause is Cause.HYPERPARAMETERS
+        assert found[0].source_value == "0 to 6"
+        assert found[0].target_value.endswith(f"to {bound:g}")
+
+
+def test_an_operator_that_reads_another_shape_is_blamed_after_the_one_that_made_it():
+    def two(format, stride):
+        native = "aten.conv2d.default" if format == "pytorch" else None
+        model = one(format, "Conv", NCHW, native=native, constants=[KERNEL], strides=[stride] * 2, pads=[1] * 4,
+                    out_shape=(1, 8, 6 // stride, 8 // stride))  # fmt: skip
+        window = (
+            {"starts": [0], "ends": [2], "axes": [2], "steps": [1]}
+            if stride == 1
+            else {"starts": [0], "ends": [1], "axes": [2]}
+        )
+        model.add("Slice", "y", out="z", name="slice", shape=(1, 8, 2, 8), **window)
+        return model
+
+    found = examined(two("pytorch", 1), two("onnx", 2), "z")
+    assert [item.node for item in found] == ["op", "slice"]
+
+
 def test_operators_that_differ_in_everything_are_not_one_operator():
     source = conv("pytorch", strides=[1, 1], dilations=[1, 1], pads=[1, 1, 1, 1], group=1)
     target = one(

@@ -6,6 +6,7 @@ then operators that the source does not have; movement operators and nodes that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ from trueport.tracing import Traced
 
 ATTRIBUTE = 2.6
 """An attribute of a paired operator that differs: about as much as a parameter that is unexplained."""
+
+RESHAPED = -0.8
+"""Added where the operator reads data of another size than its partner: something before it is wrong already."""
 
 NARROWED = 2.2
 """A cast or quantisation that the source does not have."""
@@ -91,6 +95,7 @@ def examine(
         points += _of_parameters(known)
         points += _of_scalars(ours, theirs, mine, region)
         points += _of_attributes(stretch, known.partners)
+        points += _of_bounds(stretch)
     return _ranked(finding, theirs, region, points, mine)
 
 
@@ -149,9 +154,36 @@ def _of_attributes(stretch: structure.Stretch, partners: Mapping[str, frozenset[
             f"{names} of {kind(theirs)} {verb} from the source's",
             f"{names}: {_worded(its[names])}" if single else _listed(its),
             f"{names}: {_worded(mine[names])}" if single else _listed(mine),
-            ATTRIBUTE + 0.1 * min(len(found), 3) - 0.1,
+            ATTRIBUTE + 0.1 * min(len(found), 3) - 0.1 + (0.0 if _same_sizes(stretch, ours, theirs) else RESHAPED),
             (ours.name,),
         )
+
+
+def _same_sizes(stretch: structure.Stretch, ours: Node, theirs: Node) -> bool:
+    """Whether both operators read data of the same sizes; where not, an operator before them changed the shape."""
+    sizes = []
+    for inside, node in ((stretch.source, ours), (stretch.target, theirs)):
+        data = inside.data(node)
+        shape = inside.shape(data[0]) if data else None
+        if shape is None:
+            return True
+        sizes.append(math.prod(shape))
+    return sizes[0] == sizes[1]
+
+
+def _of_bounds(stretch: structure.Stretch) -> Iterable[_Point]:
+    """Activations that cut values off, fused or not, compared in order by what they let through."""
+    mine = mismatches.bounds(stretch.target, stretch.theirs)
+    for fine in (False, True):
+        its = mismatches.bounds(stretch.source, [node for node in stretch.ours if node.name.startswith(FINE) == fine])
+        if not its or len(its) != len(mine):
+            continue
+        for (ours, wanted), (theirs, got) in zip(its, mine, strict=True):
+            if wanted != got:
+                what = f"the activation of {kind(theirs)} '{theirs.shown}' lets other values through than the source's"
+                before, after = (f"{low:g} to {high:g}" for low, high in (wanted, got))
+                yield _Point(theirs.name, Cause.HYPERPARAMETERS, what, before, after, ATTRIBUTE, (ours.name,))
+        return
 
 
 Pairing = tuple[Node, Node, list[mismatches.Mismatch]]

@@ -90,6 +90,32 @@ def _pads_itself(inside: Inside, node: Node) -> bool:
     return any(typed(inside, node).get("pads", ()))
 
 
+_FUSED_BOUNDS = {"relu": (0.0, math.inf), "relu6": (0.0, 6.0), "relun1to1": (-1.0, 1.0)}
+"""Fused activation -> the values that it lets through."""
+
+
+def bounds(inside: Inside, nodes: Sequence[Node]) -> list[tuple[Node, tuple[float, float]]]:
+    """The activations among these nodes that cut values off, with the values they let through, in order."""
+    found = []
+    for node in nodes:
+        if not inside.runs(node):
+            continue
+        own = typed(inside, node) if kind(node) == "Clip" else {}
+        if kind(node) == "Relu":
+            found.append((node, _FUSED_BOUNDS["relu"]))
+        elif isinstance(own.get("min"), (int, float)) and isinstance(own.get("max"), (int, float)):
+            found.append((node, (_far(float(own["min"])), _far(float(own["max"])))))
+        fused = str(node.attributes.get("activation", "")).lower().replace("_", "")
+        if activation(node) is not None and fused in _FUSED_BOUNDS and kind(node) not in ("Relu", "Clip"):
+            found.append((node, _FUSED_BOUNDS[fused]))
+    return found
+
+
+def _far(bound: float) -> float:
+    """A bound as wide as float32 is none."""
+    return math.copysign(math.inf, bound) if abs(bound) > 3e38 else bound
+
+
 def axis_of_reduction(
     source: Inside, target: Inside, ours: Node, theirs: Node, alignment: Alignment
 ) -> list[Mismatch] | None:
