@@ -179,7 +179,7 @@ class UNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.a, self.b, self.c = unit(3, 8), unit(8, 12), unit(12, 16, act=nn.SiLU)
-        self.up = nn.ConvTranspose2d(16, 12, 3, stride=2, padding=1, output_padding=1)
+        self.up = nn.ConvTranspose2d(16, 12, 2, stride=2)
         self.d, self.e = unit(24, 10), unit(18, 8)
         self.wide, self.last = nn.Conv2d(8, 6, 3, padding=2, dilation=2), nn.Conv2d(8, 2, 1)
 
