@@ -122,8 +122,9 @@ def test_generated_inputs_do_as_well(session, made, front):
     assert found.checked_after < 1e-3  # values of 0..255 through a network made for 0..1: the floor is higher
 
 
-def test_numbers_that_no_convention_has_are_fitted_and_said_to_be_so(session, made):
-    found, _ = searched(session, made(front="own mean and std"), made(), RAW)
+def test_numbers_that_no_convention_has_are_fitted_on_demand_and_said_to_be_so(session, made):
+    assert searched(session, made(front="own mean and std"), made(), RAW)[0] is None
+    found, _ = searched(session, made(front="own mean and std"), made(), RAW, fitted=True)
     np.testing.assert_allclose(found.change.scale, [0.013, 0.011, 0.017], rtol=1e-4)
     np.testing.assert_allclose(found.change.shift, [-1.3, -0.9, -2.1], rtol=1e-3)
     assert found.fitted
@@ -182,7 +183,7 @@ def test_token_numbers_counted_from_another_start(session, made, shift):
 # ---- nothing to find ----
 
 
-@pytest.mark.parametrize("spoil", ["noise", "channel", "bias", "stride", "kernel", "late"])
+@pytest.mark.parametrize("spoil", ["noise", "channel", "bias", "stride", "kernel", "late", "slightly", "factor"])
 @pytest.mark.parametrize("unit", [1, 255], ids=["raw", "unit"])
 def test_another_fault_is_no_preprocessing(session, made, spoil, unit):
     found, verified = searched(session, made(), made(spoil=spoil), RAW / unit)

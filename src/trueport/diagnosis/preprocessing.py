@@ -154,11 +154,18 @@ class PreprocessingFinding:
 
 
 def search(
-    source: Reference, target: Artifact, given: Feeds, verification: Verification, *, seconds: float = 120.0
+    source: Reference,
+    target: Artifact,
+    given: Feeds,
+    verification: Verification,
+    *,
+    seconds: float = 120.0,
+    fitted: bool = False,
 ) -> PreprocessingFinding | None:
     """Find the change of the target's inputs (or classes) under which it gives what the source gives.
 
-    given: what `verification` was made on. seconds: after which no further stage is begun.
+    given: what `verification` was made on. seconds: after which no further stage is begun. fitted: also take a scale and
+    shift that no convention has; from outside, a first layer with wrong weights looks just like that.
     None when the verdict is FAITHFUL, when nothing heals, or when there are too few runs to check what heals.
     """
     if verification.verdict == Verdict.FAITHFUL:
@@ -171,7 +178,7 @@ def search(
         return None
     until = time.perf_counter() + seconds
     for name in names:
-        hunt = _Search(trials=trials, name=name, until=until)
+        hunt = _Search(trials=trials, name=name, until=until, fit=fitted)
         found = hunt.go()
         if found:
             return _checked(trials, hunt, found)
@@ -206,6 +213,7 @@ class _Search:
     trials: Trials
     name: str
     until: float
+    fit: bool = False
     before: float = math.inf
 
     def healed(self, trial: Trial) -> bool:
@@ -233,7 +241,7 @@ class _Search:
                 return self._refined(healed, axis)
             best = _kept([*best, *done])
             unmoved += [trial for trial in done if not trial.change.moves]
-        return self._fitted([*_kept(unmoved), *best], axis)
+        return self._fitted([*_kept(unmoved), *best], axis) if self.fit else []
 
     def _try(self, changes: Sequence[Change]) -> list[Trial]:
         """Try each different change; what comes exactly out ends the stage early, as does the end of the time."""
@@ -258,12 +266,15 @@ class _Search:
     # -- what no table holds --------------------------------------------------------------------------------------
 
     def _refined(self, healed: list[Trial], axis: int | None) -> list[Trial]:
-        """A change from the table that leaves too much gives way to a fitted one that leaves far less."""
+        """A change from the table that leaves too much gives way to a fitted one that leaves far less, or to none."""
         best = healed[0]
         if best.deviation <= max(self.trials.noise, EXACT):
             return healed
         better = self._fit(best, axis)
-        return [better] if better is not None and better.deviation < 0.1 * best.deviation else healed
+        if better is None or better.deviation >= 0.1 * best.deviation:
+            return healed
+        known = _named(self.trials, _array(self.trials, self.name), better.change) is not None
+        return [better] if known or self.fit else []
 
     def _fitted(self, best: Sequence[Trial], axis: int | None) -> list[Trial]:
         """Fit scale and shift from the most promising trials on."""
@@ -319,7 +330,8 @@ class _Search:
     def _rounded(self, fitted: Change, array: np.ndarray) -> Trial:
         """A fitted change, or the one between two known conventions that it means."""
         named = _named(self.trials, array, fitted)
-        changes = [fitted]
+        traces = [shift if abs(shift) > TRACE * max(map(abs, fitted.scale)) else 0.0 for shift in fitted.shift]
+        changes = [fitted, replace(fitted, shift=tuple(traces))]
         if named is not None:
             scale, shift = between(named.source, named.target, _channels(fitted, array), named.source_order or "RGB")
             shift = np.where(np.abs(shift) <= TRACE * np.abs(scale), 0.0, shift)
