@@ -183,6 +183,13 @@ def test_an_input_turned_on_its_side_is_a_fault_of_the_inputs():
     assert found[0].cause is Cause.INPUTS
 
 
+def test_the_one_transpose_between_two_layouts_is_the_converters_own_even_when_it_is_wrong():
+    wrong = ("Transpose", {"perm": [0, 3, 2, 1]}, [], lambda a: a.transpose(0, 1, 4, 3, 2))
+    found = examined(prepared("pytorch"), prepared("tflite", wrong), kind="layout")
+    assert found[0].node == "Transpose0"
+    assert found[0].cause is Cause.STRUCTURE
+
+
 def test_a_layout_that_the_format_wants_is_no_preparation():
     to_last = ("Transpose", {"perm": [0, 2, 3, 1]}, [], lambda a: np.moveaxis(a, 2, -1))
     found = examined(prepared("pytorch"), prepared("tflite", to_last))

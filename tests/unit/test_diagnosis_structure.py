@@ -162,6 +162,16 @@ def test_a_fused_activation_too_many_is_an_attribute():
     assert "fused" in found[0].what
 
 
+def test_arithmetic_that_the_source_does_more_often_is_missing_where_no_weights_take_it_up():
+    source = chain("keras", "Mul", "Add", "Add")
+    found = examined(source, chain("tflite", "Add"))
+    assert found[0].cause is Cause.STRUCTURE
+    assert found[0].source_value == "Mul, 2 Add"
+    assert "where the source has" not in examined(source, chain("tflite", "Mul", "Add", "Add"))[0].what
+    absorbed = examined(chain("keras", "MatMul", "Mul", "Add"), chain("tflite", "MatMul"))
+    assert all("where the source has" not in item.what for item in absorbed)
+
+
 def test_a_repeated_operator_is_extra():
     source, target = chain("pytorch", "LeakyRelu"), chain("onnx", "LeakyRelu", "LeakyRelu")
     agreed = matched({"x": "x", "y0": "y0", "y1": "y0"}, bad=("y1",))

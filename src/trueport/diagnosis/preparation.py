@@ -54,7 +54,8 @@ def prepared(
         if twin is not None and twin.ok and finding.kind not in ("layout", "shuffle"):
             continue
         before = before_layers(source, match.source)
-        told = _told(source, target, _end(source, match.source, before), end)
+        turns = sum(kind(node) == "Transpose" for node in chain)
+        told = _told(source, target, _end(source, match.source, before), end, turns)
         moved = finding.kind in ("layout", "shuffle") and len(mine) == len(target.nodes(names))
         if told is None and (not moved or any(kind(node) in ("Transpose", "Reshape") for node in before)):
             continue
@@ -92,8 +93,11 @@ def _end(inside: Inside, name: str, chain: list[Node]) -> np.ndarray | None:
     return None if array is None else np.asarray(array)
 
 
-def _told(source: Inside, target: Inside, start: np.ndarray | None, end: np.ndarray | None) -> str | None:
-    """How the prepared input follows from the source's; None when it does not, or only its axes lie as the format wants."""
+def _told(source: Inside, target: Inside, start: np.ndarray | None, end: np.ndarray | None, turns: int) -> str | None:
+    """How the prepared input follows from the source's; None when it does not, or only its axes lie as the format wants.
+
+    turns: transposes of the target. One alone between formats of other conventions is the converter's own, right or wrong.
+    """
     if start is None or end is None or start.shape[0] != end.shape[0]:
         return None
     explained = inputs.explain(start, end)
@@ -101,6 +105,7 @@ def _told(source: Inside, target: Inside, start: np.ndarray | None, end: np.ndar
         return None
     change = explained.change
     only_turned = not change.flips and not change.reorders and not change.scales
-    if only_turned and source.channels_last != target.channels_last and change.permutation in CHANNEL_MOVES:
+    turned = source.channels_last != target.channels_last
+    if only_turned and turned and (turns == 1 or change.permutation in CHANNEL_MOVES):
         return None
     return str(explained)

@@ -23,6 +23,10 @@ SWAPPED, ORDER, LAYOUT, FOREIGN, ARITHMETIC_FOREIGN, LOST, DECLARED = 2.6, 2.8, 
 the same for arithmetic; one of the source's that is missing; what localisation itself found missing or extra."""
 
 
+ABSORBING = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Einsum", "LSTM", "GRU", "RNN"})
+"""Kinds whose weights take up arithmetic around them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Oddity:
     """What is odd about the graph at `node`."""
@@ -49,7 +53,7 @@ class Stretch:
 
 def oddities(stretch: Stretch) -> list[Oddity]:
     """Everything odd about the structure of a finding's region."""
-    found = [*_foreign(stretch), *_lost(stretch), *_swapped(stretch), *_joined(stretch)]
+    found = [*_foreign(stretch), *_lost(stretch), *_swapped(stretch), *_joined(stretch), *_fewer(stretch)]
     if stretch.finding.kind in ("layout", "shuffle"):
         found += _laid_out(stretch)
     if stretch.finding.kind in ("extra", "missing"):
@@ -153,6 +157,18 @@ def _lost(stretch: Stretch) -> list[Oddity]:
             what = f"the source's {name} '{node.shown}' has no counterpart"
             found.append(Oddity(place, what, f"{name} '{node.shown}'", _list(theirs), LOST, (node.name,)))
     return found
+
+
+def _fewer(stretch: Stretch) -> list[Oddity]:
+    """Arithmetic that the source does more often, where no weights could have taken it up."""
+    if any(kind(node) in ABSORBING or kind(node) in PARTS for node in (*stretch.theirs, *stretch.ours)):
+        return []
+    ours, theirs = _counts(stretch.source, _open_parts(stretch)), _counts(stretch.target, stretch.theirs)
+    fewer = ours - theirs
+    if sum(ours.values()) <= sum(theirs.values()) or not set(fewer) & ARITHMETIC:
+        return []
+    what = f"the target has {_list(theirs)} where the source has {_list(ours)}"
+    return [Oddity(_place(stretch), what, _list(ours), _list(theirs), ARITHMETIC_FOREIGN)]
 
 
 def _open_parts(stretch: Stretch) -> list[Node]:
