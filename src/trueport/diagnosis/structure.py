@@ -161,9 +161,10 @@ def _lost(stretch: Stretch) -> list[Oddity]:
 
 def _fewer(stretch: Stretch) -> list[Oddity]:
     """Arithmetic that the source does more often, where no weights could have taken it up."""
-    if any(kind(node) in ABSORBING or kind(node) in PARTS for node in (*stretch.theirs, *stretch.ours)):
+    left = _open_parts(stretch)
+    if any(kind(node) in ABSORBING or kind(node) in PARTS for node in (*stretch.theirs, *left)):
         return []
-    ours, theirs = _counts(stretch.source, _open_parts(stretch)), _counts(stretch.target, stretch.theirs)
+    ours, theirs = _counts(stretch.source, left), _counts(stretch.target, stretch.theirs)
     fewer = ours - theirs
     if sum(ours.values()) <= sum(theirs.values()) or not set(fewer) & ARITHMETIC:
         return []
