@@ -13,9 +13,9 @@ import trueport
 from trueport.errors import TrueportError
 
 PUBLIC = {
-    "Artifact", "Conversion", "Failure", "InternalError", "Ok", "Session", "Settings", "Signature", "TensorSpec",
-    "TrueportError", "UntrustedError", "UsageError", "Verdict", "Verification", "__version__", "assert_faithful",
-    "convert", "inspect", "verify",
+    "Artifact", "Cause", "Conversion", "Diagnosis", "Failure", "InternalError", "Ok", "Session", "Settings",
+    "Signature", "Suspect", "TensorSpec", "TrueportError", "UntrustedError", "UsageError", "Verdict", "Verification",
+    "__version__", "assert_faithful", "convert", "diagnose", "inspect", "verify",
 }  # fmt: skip
 
 

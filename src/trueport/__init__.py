@@ -3,6 +3,7 @@
     import trueport
 
     result = trueport.convert("model.keras", to="tflite", inputs="val.npz")
+    print(trueport.diagnose("model.keras", "other.tflite", inputs="val.npz").explanation)
     trueport.assert_faithful("model.keras", "model.tflite")
 
 Names are loaded on first use, so that `import trueport` costs next to nothing.
@@ -14,10 +15,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trueport.api import assert_faithful, convert, inspect, verify
+    from trueport.api import assert_faithful, convert, diagnose, inspect, verify
     from trueport.artifact import Artifact, Signature, TensorSpec
     from trueport.compare.types import Verdict, Verification
     from trueport.conversion import Conversion
+    from trueport.diagnosis.types import Cause, Diagnosis, Suspect
     from trueport.errors import InternalError, TrueportError, UntrustedError, UsageError
     from trueport.outcome import Failure, Ok
     from trueport.session import Session, Settings
@@ -26,13 +28,16 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Artifact": "artifact",
+    "Cause": "diagnosis.types",
     "Conversion": "conversion",
+    "Diagnosis": "diagnosis.types",
     "Failure": "outcome",
     "InternalError": "errors",
     "Ok": "outcome",
     "Session": "session",
     "Settings": "session",
     "Signature": "artifact",
+    "Suspect": "diagnosis.types",
     "TensorSpec": "artifact",
     "TrueportError": "errors",
     "UntrustedError": "errors",
@@ -41,19 +46,23 @@ _HOME = {
     "Verification": "compare.types",
     "assert_faithful": "api",
     "convert": "api",
+    "diagnose": "api",
     "inspect": "api",
     "verify": "api",
 }
 
 __all__ = [
     "Artifact",
+    "Cause",
     "Conversion",
+    "Diagnosis",
     "Failure",
     "InternalError",
     "Ok",
     "Session",
     "Settings",
     "Signature",
+    "Suspect",
     "TensorSpec",
     "TrueportError",
     "UntrustedError",
@@ -63,6 +72,7 @@ __all__ = [
     "__version__",
     "assert_faithful",
     "convert",
+    "diagnose",
     "inspect",
     "verify",
 ]

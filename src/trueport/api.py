@@ -23,7 +23,7 @@ from trueport.conversion import Conversion
 from trueport.diagnosis import run
 from trueport.diagnosis.run import Request
 from trueport.diagnosis.types import Diagnosis
-from trueport.errors import UntrustedError, UsageError
+from trueport.errors import BadModelError, UntrustedError, UsageError
 from trueport.feeds import Feeds
 from trueport.frameworks import torch as torch_framework
 from trueport.outcome import Failure, Kind, Ok, Stage
@@ -62,6 +62,7 @@ def convert(
     precision: str = "float32",
     task: str = "auto",
     check: bool = True,
+    diagnose: bool = True,
     max_routes: int = 6,
     settings: Settings = Settings(),  # noqa: B008 -- frozen
     session: Session | None = None,
@@ -77,9 +78,11 @@ def convert(
         limit: take so many samples of `inputs` (an image folder is sampled evenly, so that every class appears).
         precision: what the result shall be: "float32", "float16", "int8-dynamic" or "int8".
         check: False converts without verifying.
+        diagnose: when the best result is not faithful, say where and why it is wrong.
 
     Returns:
-        A `Conversion`; `.verification.verdict` is the answer, `.chosen` None when no route succeeded.
+        A `Conversion`; `.verification.verdict` is the answer, `.diagnosis` says why where it is not faithful, and
+        `.chosen` is None when no route succeeded.
 
     Raises:
         UsageError: the request cannot be served; the message says how to mend it.
@@ -95,9 +98,30 @@ def convert(
         target = Path(out) if out is not None else default_output(source, model, to)
         publish.check_model(target, model.path, to, folder=not framework_of(to).SUFFIXES[to])
         given = open_feeds(active, model, inputs, labels=labels, preprocess=preprocess, limit=limit)
-        return conversion.convert(
+        result = conversion.convert(
             active, model, chosen, given, out=target, check=check, task=task, max_routes=max_routes
         )
+        return _diagnosed(active, result, given, task) if diagnose else result
+
+
+def _diagnosed(active: Session, result: Conversion, given: Feeds, task: str) -> Conversion:
+    """Add the diagnosis of the kept model, where it is not faithful. The attempts tell which step made the fault."""
+    kept, judged = result.chosen, result.verification
+    if kept is None or kept.output is None or judged is None or judged.verdict == Verdict.FAITHFUL:
+        return result
+    loaded = verification.reference(active, result.source)
+    if isinstance(loaded, Failure):
+        raise verification.cannot_load(result.source, loaded)
+    others = tuple(attempt for attempt in result.attempts if attempt is not kept)
+    request = Request(budget=tracing_budget(active.settings.memory), attempt=kept, others=others)
+    precision = judged.declared_precision
+    try:
+        found = run.diagnose(
+            loaded.value, kept.output, given, precision=precision, task=task, verification=judged, request=request
+        )
+    except BadModelError as error:  # the file was made here, so what its framework says of it is a finding
+        found = Diagnosis(verification=judged, explanation=judged.reason, notes=(f"it cannot be diagnosed: {error}",))
+    return replace(result, diagnosis=found)
 
 
 def verify(
@@ -201,7 +225,7 @@ def diagnose(
             checkpoint=checkpoint,
             formats=(source_format, target_format),
         )
-        request = Request(budget=tracing_budget(settings.memory), tools=tools)
+        request = Request(budget=tracing_budget(active.settings.memory), tools=tools)
         return run.diagnose(loaded, twin, given, precision=precision, task=task, request=request)
 
 

@@ -16,12 +16,14 @@ from typing import Any
 from trueport import publish, reconcile
 from trueport.artifact import Artifact, Signature
 from trueport.compare.types import Verdict, Verification
+from trueport.envbuild import installed_versions
 from trueport.errors import BadModelError, UntrustedError, UsageError
 from trueport.feeds import Feeds
 from trueport.lineage import compose
 from trueport.outcome import Failure, Kind, Ok, Outcome, Stage
 from trueport.routes import Hop, Route, lower_opset
 from trueport.session import Session, converter_of, first_run, framework_of
+from trueport.toolchains import package_name, toolchains
 from trueport.verification import Reference, cannot_load, incomparable, reference, verify
 from trueport.worker.pool import Reply
 
@@ -84,13 +86,18 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """`trueport/convert/1`: every attempt, and the one whose model was kept (None: no route succeeded)."""
+    """`trueport/convert/1`: every attempt, and the one whose model was kept (None: no route succeeded).
+
+    diagnosis: the `Diagnosis` of the kept model, where it is not faithful and one was asked for. It is made in a layer
+    above this one, which is why its type cannot stand here.
+    """
 
     source: Artifact
     target_format: str
     attempts: tuple[Attempt, ...]
     chosen: Attempt | None
     output: Path | None
+    diagnosis: Any = None
 
     @property
     def verification(self) -> Verification | None:
@@ -235,7 +242,8 @@ class Workbench:
         self.session.progress(f"{hop.step.name}: {current.format} → {hop.step.target_format}")
         converted = self._convert(hop, current)
         if isinstance(converted, Failure):
-            return HopResult(hop=hop, outcome=converted)
+            versions = {} if converted.stage == Stage.ENVIRONMENT else self._installed(hop)
+            return HopResult(hop=hop, outcome=converted, versions=versions)
         artifact, reply = converted.value
         result = HopResult(
             hop=hop,
@@ -244,6 +252,16 @@ class Workbench:
             notes=tuple((reply.value or {}).get("notes", ())),
         )
         return self._judge(result, artifact, current) if self.check else result
+
+    def _installed(self, hop: Hop) -> Mapping[str, str]:
+        """Return the versions of the packages that a step's toolchain is for: a job that failed told none."""
+        toolchain = toolchains().get(hop.step.toolchain)
+        environment = self.session.environment(hop.step.toolchain, variant=self.session.step_variant(hop.step))
+        if toolchain is None or isinstance(environment, Failure):
+            return {}
+        asked = {package_name(line) for line in toolchain.requirements}
+        found = installed_versions(environment.value.python.parent.parent)
+        return {name: version for name, version in found.items() if name in asked}
 
     def _convert(self, hop: Hop, current: Artifact) -> Outcome[tuple[Artifact, Reply]]:
         session, step = self.session, hop.step

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from trueport.compare.types import Verification
 from trueport.conversion import Attempt, Conversion, HopResult
+from trueport.diagnosis import known
+from trueport.diagnosis.types import Diagnosis
 from trueport.errors import UsageError
 from trueport.outcome import Failure
 
 VERIFY = "trueport/verify/1"
 CONVERT = "trueport/convert/1"
+DIAGNOSE = "trueport/diagnose/1"
 
 Document = dict[str, Any]
 
@@ -37,8 +41,32 @@ def verify_document(result: Verification) -> Document:
     }
 
 
+def diagnose_document(result: Diagnosis, *, rerun: Sequence[str] | None = None) -> Document:
+    """Return the `trueport/diagnose/1` document. rerun: the command that made it; else derived from the verification's."""
+    stage, issue = result.stage, result.known_issue
+    return {
+        "format": DIAGNOSE,
+        "verdict": str(result.verification.verdict),
+        "stage": None if stage is None else stage.to_json(),
+        "suspects": [suspect.to_json() for suspect in result.suspects],
+        "known_issue": None if issue is None else issue.to_json(),
+        "explanation": result.explanation,
+        "notes": list(result.notes),
+        "alignment": dict(result.alignment),
+        "timings": {name: round(seconds, 4) for name, seconds in result.timings.items()},
+        "rerun": [_diagnosing(line) for line in result.verification.rerun] if rerun is None else list(rerun),
+        "verify": verify_document(result.verification),
+    }
+
+
+def _diagnosing(line: str) -> str:
+    """Return the diagnose command of a verify command: they take the same options."""
+    program, command, *rest = shlex.split(line)
+    return shlex.join([program, "diagnose" if command == "verify" else command, *rest])
+
+
 def convert_document(result: Conversion, *, rerun: str) -> Document:
-    """Return the `trueport/convert/1` document. `diagnose` and `repair` are null until something asks for them."""
+    """Return the `trueport/convert/1` document. `diagnose` is null for a faithful result, `repair` until something asks."""
     verification = result.verification
     return {
         "format": CONVERT,
@@ -49,7 +77,7 @@ def convert_document(result: Conversion, *, rerun: str) -> Document:
         "tried": [_attempt(attempt) for attempt in result.attempts],
         "output": None if result.output is None else str(result.output.absolute()),
         "verify": None if verification is None else verify_document(verification),
-        "diagnose": None,
+        "diagnose": None if result.diagnosis is None else diagnose_document(result.diagnosis),
         "repair": None,
         "rerun": [rerun],
     }
@@ -86,6 +114,7 @@ def _hop(result: HopResult) -> Document:
         "options": dict(result.hop.options),
         "outcome": str(outcome.kind) if isinstance(outcome, Failure) else "ok",
         "failure": outcome.to_json() if isinstance(outcome, Failure) else None,
+        "known_issue": _known(result),
         "seconds": 0.0 if failed or isinstance(outcome, Failure) else round(outcome.seconds, 4),
         "verdicts": {
             name: None if one is None else {"verdict": str(one.verdict), "reason": one.reason}
@@ -93,6 +122,14 @@ def _hop(result: HopResult) -> Document:
         },
         "notes": list(result.notes),
     }
+
+
+def _known(result: HopResult) -> Document | None:
+    """Return the bug upstream that made a hop fail, where one is known that looks like it."""
+    if not isinstance(result.outcome, Failure):
+        return None
+    issue = known.match_failure(result.outcome, result.hop.step.name, result.versions)
+    return None if issue is None else issue.to_json()
 
 
 def plain(value: Any) -> Any:
@@ -121,8 +158,9 @@ def read(path: Path) -> Document:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is not a stored result: {error}") from error
-    if not isinstance(document, dict) or document.get("format") not in (VERIFY, CONVERT):
-        raise UsageError(f"{path} is not a stored result of a kind that this version knows ({VERIFY}, {CONVERT})")
+    if not isinstance(document, dict) or document.get("format") not in (VERIFY, CONVERT, DIAGNOSE):
+        known_kinds = ", ".join((VERIFY, CONVERT, DIAGNOSE))
+        raise UsageError(f"{path} is not a stored result of a kind that this version knows ({known_kinds})")
     name = document["format"].split("/")[1]
     missing = [key for key in schema(name)["required"] if key not in document]
     if missing:
@@ -131,7 +169,7 @@ def read(path: Path) -> Document:
 
 
 def schema(name: str) -> Document:
-    """Return the published JSON schema of a document kind: "verify" or "convert"."""
+    """Return the published JSON schema of a document kind: "verify", "convert" or "diagnose"."""
     text = (resources.files("trueport") / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8")
     loaded: Document = json.loads(text)
     return loaded

@@ -35,6 +35,9 @@ def convert(
     ] = None,
     max_routes: Annotated[int, typer.Option(min=1, help="How many routes to try.")] = 6,
     check: Annotated[bool, typer.Option("--verify/--no-verify", help="Verify every hop.")] = True,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose/--no-diagnose", help="Say where and why the result is not faithful.")
+    ] = True,
     checkpoint: options.Checkpoint = None,
     source_format: options.SourceFormat = None,
     seed: options.Seed = 0,
@@ -81,6 +84,7 @@ def convert(
             precision=precision,
             task=task,
             check=check,
+            diagnose=diagnose,
             max_routes=max_routes,
             settings=settings,
             progress=progress,

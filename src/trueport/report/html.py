@@ -30,6 +30,13 @@ def _environment() -> jinja2.Environment:
         "number": wording.number,
         "percent": wording.percent,
         "seconds": wording.seconds,
+        "measure": wording.measure,
+        "share": wording.share,
+        "plain": wording.plain,
+        "place": wording.place,
+        "advice": wording.advice,
+        "step": wording.step,
+        "alignment": wording.alignment,
         "outcome": wording.outcome,
     }
     environment.filters.update(filters)
@@ -39,7 +46,7 @@ def _environment() -> jinja2.Environment:
 def render(document: Document) -> str:
     """Return the page."""
     state, sentence = wording.headline(document)
-    verify = document if document["format"].startswith("trueport/verify/") else document["verify"]
+    verify = wording.verification(document)
     return (
         _environment()
         .get_template("result.html")
@@ -47,6 +54,7 @@ def render(document: Document) -> str:
             version=__version__,
             document=document,
             verify=verify,
+            diagnosis=wording.diagnosis(document),
             state=state,
             sentence=sentence,
             mark=wording.MARKS[state],

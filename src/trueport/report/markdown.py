@@ -10,15 +10,18 @@ def render(document: Document) -> str:
     """Return the Markdown text."""
     state, sentence = wording.headline(document)
     lines = [f"## {wording.MARKS[state]} {state.upper()}: {sentence}", ""]
-    verify = document if document["format"].startswith("trueport/verify/") else document["verify"]
+    verify, diagnosis = wording.verification(document), wording.diagnosis(document)
     if verify is not None:
         lines += [verify["reason"], ""]
     if "tried" in document:
         lines += _routes(document)
+    if diagnosis is not None:
+        lines += _diagnosis(diagnosis)
     if verify is not None:
         lines += _outputs(verify) + _decisions(verify)
         lines += [f"- {note}" for note in verify["notes"]]
-        lines += ["", "Run again:", "", "```sh", *verify["rerun"], "```"]
+        again = document["rerun"] if wording.is_diagnosis(document) else verify["rerun"]
+        lines += ["", "Run again:", "", "```sh", *again, "```"]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -31,6 +34,8 @@ def _routes(document: Document) -> list[str]:
     for attempt in document["tried"]:
         for hop in attempt["hops"]:
             why = hop["failure"]["message"] if hop["failure"] else ""
+            if hop.get("known_issue"):
+                why += f" ({_issue(hop['known_issue'])})"
             cells = (
                 attempt["route"],
                 hop["step"],
@@ -41,6 +46,40 @@ def _routes(document: Document) -> list[str]:
             )
             lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     return [*lines, ""]
+
+
+def _diagnosis(diagnosis: Document) -> list[str]:
+    lines = ["### Diagnosis", ""]
+    if diagnosis["verdict"] == "faithful":
+        return [*lines, "There is nothing to diagnose.", ""]
+    if diagnosis["suspects"]:
+        lines += ["| # | place | cause | accumulated | local | causal | what | source | target |", "|" + "---|" * 9]
+    for suspect in diagnosis["suspects"]:
+        detail = suspect["detail"]
+        cells = (
+            suspect["rank"],
+            wording.place(suspect),
+            suspect["cause"],
+            wording.measure(suspect["accumulated"]),
+            wording.measure(suspect["local"]),
+            wording.share(suspect["causal"]),
+            detail["what"],
+            wording.plain(detail["source_value"]),
+            wording.plain(detail["target_value"]),
+        )
+        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    lines += ["", " ".join(diagnosis["explanation"].split()), ""]
+    if diagnosis["known_issue"]:
+        lines.append(f"- {_issue(diagnosis['known_issue'])}")
+    if diagnosis["stage"]:
+        lines.append(f"- made by {wording.step(diagnosis['stage'])}")
+    if diagnosis["alignment"]:
+        lines.append(f"- {wording.alignment(diagnosis['alignment'])}")
+    return [*lines, *(f"- {note}" for note in diagnosis["notes"]), ""]
+
+
+def _issue(issue: Document) -> str:
+    return f"known issue [{issue['id']}]({issue['url']}): {issue.get('summary', '')}; {wording.advice(issue)}"
 
 
 def _outputs(verify: Document) -> list[str]:

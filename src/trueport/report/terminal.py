@@ -23,28 +23,50 @@ STYLES = {
 
 def show(document: Document, console: Console) -> None:
     """Print the summary of a stored result."""
+    verify, diagnosis = wording.verification(document), wording.diagnosis(document)
+    if wording.is_diagnosis(document):
+        _verdict(document, console)
+        _diagnosis(document, console)
+        return
     if "tried" in document:
         _routes(document, console)
-    verify = document if document["format"].startswith("trueport/verify/") else document["verify"]
     if verify is not None:
         _outputs(verify, console)
         _decisions(verify, console)
-        for note in verify["notes"]:
-            console.print(Text(f"· {note}", style="dim"))
-    show_line(document, console)
+        _notes(verify["notes"], console)
+    if diagnosis is not None:
+        _diagnosis(diagnosis, console)
+        console.print()
+    _verdict(document, console)
     if document.get("output"):
         console.print(Text(f"written to {document['output']}"), soft_wrap=True)
 
 
 def show_line(document: Document, console: Console) -> None:
-    """Print the verdict and its reason."""
-    verify = document if document["format"].startswith("trueport/verify/") else document["verify"]
+    """Print the verdict and its reason, of a diagnosis the first suspect, in one line."""
+    diagnosis = wording.diagnosis(document) if wording.is_diagnosis(document) else None
+    if diagnosis is None or not diagnosis["suspects"]:
+        _verdict(document, console)
+        return
+    first = diagnosis["suspects"][0]
+    _verdict(document, console, f"{wording.place(first)} ({first['cause']}): {first['detail']['what']}")
+
+
+def _verdict(document: Document, console: Console, said: str = "") -> None:
+    """Print the verdict, and what is `said` of it: its reason, when that is nothing."""
+    verify = wording.verification(document)
     state, sentence = wording.headline(document)
     line = Text(f"{wording.MARKS[state]} {state.upper()}", style=STYLES[state])
     if verify is not None and verify["declared_precision"] != "float32":
         line.append(f" at {verify['declared_precision']}")
-    line.append(f"  {verify['reason'] if verify is not None else sentence}", style="not bold")
+    reason = verify["reason"] if verify is not None else sentence
+    line.append(f"  {said or reason}", style="not bold")
     console.print(line)
+
+
+def _notes(notes: list[str], console: Console) -> None:
+    for note in notes:
+        console.print(Text(f"· {note}", style="dim"))
 
 
 def _table(*columns: tuple[str, str]) -> Table:
@@ -52,6 +74,74 @@ def _table(*columns: tuple[str, str]) -> Table:
     for name, justify in columns:
         table.add_column(name, justify="right" if justify == "right" else "left", overflow="fold")
     return table
+
+
+# -- diagnosis -------------------------------------------------------------------------------------------------------
+
+
+def _diagnosis(diagnosis: Document, console: Console) -> None:
+    """Print the suspects, the two values of the first, the paragraph, the known bug, the step, and the notes."""
+    console.print()
+    if diagnosis["verdict"] == "faithful":
+        console.print(Text("There is nothing to diagnose."))
+        return
+    suspects = diagnosis["suspects"]
+    if suspects:
+        _suspects(suspects, console)
+        _side_by_side(suspects[0], console)
+    console.print(Text(diagnosis["explanation"]))
+    issue, stage = diagnosis["known_issue"], diagnosis["stage"]
+    facts = [("known issue", f"{issue['id']}, {wording.advice(issue)}")] if issue else []
+    facts += [("", issue["url"])] if issue else []
+    facts += [("made by", wording.step(stage))] if stage else []
+    facts += [("compared", wording.alignment(diagnosis["alignment"]))] if diagnosis["alignment"] else []
+    if facts:
+        grid = _grid()
+        for name, text in facts:
+            grid.add_row(Text(name, style="dim"), Text(text))
+        console.print()
+        console.print(grid)
+    _notes(diagnosis["notes"], console)
+
+
+def _grid() -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    return grid
+
+
+def _suspects(suspects: list[Document], console: Console) -> None:
+    """One line per suspect; the columns of figures keep their width, so that only the names of nodes are broken."""
+    table = Table(box=None, pad_edge=False, header_style="dim", show_edge=False)
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("place", overflow="fold")
+    table.add_column("cause", no_wrap=True)
+    table.add_column("local", justify="right", no_wrap=True)
+    table.add_column("causal", justify="right", no_wrap=True)
+    for suspect in suspects:
+        more = len(suspect["target_nodes"]) - 1
+        name = Text(wording.place(suspect))
+        name.append(f" +{more}" if more > 0 else "", style="dim")
+        figures = wording.measure(suspect["local"]), wording.share(suspect["causal"])
+        table.add_row(str(suspect["rank"]), name, Text(suspect["cause"]), *figures)
+    console.print(table)
+    console.print()
+
+
+def _side_by_side(suspect: Document, console: Console) -> None:
+    """Print what is wrong at the first suspect, and under it the source's and the target's value in two columns."""
+    detail = suspect["detail"]
+    if detail["what"]:
+        console.print(Text(detail["what"], style="bold"))
+    table = Table(box=None, pad_edge=False, header_style="dim", show_edge=False, expand=True)
+    for side in ("source", "target"):
+        table.add_column(side, overflow="fold", ratio=1)
+    nodes = [", ".join(suspect[f"{side}_nodes"][:3]) for side in ("source", "target")]
+    table.add_row(*(Text(name or "–", style="dim") for name in nodes))
+    table.add_row(*(Text(wording.plain(detail[f"{side}_value"])) for side in ("source", "target")))
+    console.print(table)
+    console.print()
 
 
 def _routes(document: Document, console: Console) -> None:
@@ -74,6 +164,10 @@ def _routes(document: Document, console: Console) -> None:
         why = _why(hop)
         if why:
             console.print(Padding(Text(why, style="dim"), (0, 0, 0, marks + 4)))
+        issue = hop.get("known_issue")
+        if issue:
+            known = f"known issue {issue['id']}: {issue['summary']}; {wording.advice(issue)}\n{issue['url']}"
+            console.print(Padding(Text(known), (0, 0, 0, marks + 4)))
     console.print()
 
 

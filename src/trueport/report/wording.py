@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
+
+Document = dict[str, Any]
 
 HEADLINES = {
     "faithful": "The target computes what the source computes.",
@@ -17,10 +20,13 @@ HEADLINES = {
 MARKS = {"faithful": "✓", "deviates": "✗", "incomparable": "?", "flaky": "~", "failed": "✗", "unverified": "?"}
 
 
+INFINITE = {"Infinity": "∞", "-Infinity": "−∞"}
+
+
 def number(value: Any) -> str:
-    """Format a metric with three significant digits; the strings that stand for non-finite values stay."""
+    """Format a metric with three significant digits; the strings that stand for non-finite values look like those."""
     if isinstance(value, str) or value is None:
-        return value if isinstance(value, str) else "–"
+        return INFINITE.get(value, value) if isinstance(value, str) else "–"
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("∞" if value > 0 else "−∞")
     if value == 0:
@@ -43,19 +49,91 @@ def seconds(value: float) -> str:
     return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
 
 
-def headline(document: dict[str, Any]) -> tuple[str, str]:
+def measure(value: Any) -> str:
+    """Format a figure of a suspect; one that could not be taken is NaN, and shown as missing."""
+    return "–" if _missing(value) else number(value)
+
+
+def share(value: Any) -> str:
+    """Format a share that may be missing, or more than can be written ("Infinity")."""
+    if _missing(value):
+        return "–"
+    return number(value) if isinstance(value, str) or not math.isfinite(value) else percent(value)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value == "NaN" or (isinstance(value, float) and math.isnan(value))
+
+
+def plain(value: Any) -> str:
+    """Write one of the two values of a suspect: text as it is, numbers with six digits, so that close ones stay apart."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else number(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(plain(item) for item in value) + "]"
+    return number(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def place(suspect: Document) -> str:
+    """Name the blamed node, with its operator where it is known."""
+    if not suspect["target_nodes"]:
+        return "the inputs" if suspect["cause"] == "inputs" else "–"
+    return f"{suspect.get('operator', '')} {suspect['target_nodes'][0]}".strip()
+
+
+def advice(issue: Document) -> str:
+    """Say of a known bug in which version it is gone and what to do about it."""
+    fixed = f"fixed in {issue['fixed_in']}" if issue["fixed_in"] else "not fixed in any release known here"
+    return f"{fixed}; {issue['cure']}" if issue.get("cure") else fixed
+
+
+def step(stage: Document) -> str:
+    """Name the conversion step that made a fault, and why it is known."""
+    reason = f": {stage['reason']}" if stage.get("reason") else ""
+    return f"{stage['step']} (step {stage['hop'] + 1} of the route){reason}"
+
+
+def alignment(counts: Document) -> str:
+    """Say how much of the target could be compared."""
+    if not counts:
+        return ""
+    return (
+        f"{counts['paired']} of {counts['values']} values inside the target have a counterpart in the source; "
+        f"{counts['agreeing']} of them agree with it"
+    )
+
+
+def verification(document: Document) -> Document | None:
+    """Return the `trueport/verify/1` part of a stored result of any kind."""
+    found: Document | None = document if document["format"].startswith("trueport/verify/") else document["verify"]
+    return found
+
+
+def diagnosis(document: Document) -> Document | None:
+    """Return the `trueport/diagnose/1` part of a stored result of any kind."""
+    found: Document | None = document if is_diagnosis(document) else document.get("diagnose")
+    return found
+
+
+def is_diagnosis(document: Document) -> bool:
+    """Tell whether a stored result is a `trueport/diagnose/1` document."""
+    return bool(document["format"].startswith("trueport/diagnose/"))
+
+
+def headline(document: Document) -> tuple[str, str]:
     """Return (state, sentence) of a stored result."""
-    if document["format"].startswith("trueport/convert/"):
-        if document["status"] == "failed":
-            return "failed", HEADLINES["failed"]
-        if document["verify"] is None:
-            return "unverified", HEADLINES["unverified"]
-        document = document["verify"]
-    state = document["verdict"]
+    if document.get("status") == "failed":
+        return "failed", HEADLINES["failed"]
+    verify = verification(document)
+    if verify is None:
+        return "unverified", HEADLINES["unverified"]
+    state = verify["verdict"]
     return state, HEADLINES[state]
 
 
-def outcome(hop: dict[str, Any]) -> str:
+def outcome(hop: Document) -> str:
     """Tell in a word or two how one hop ended."""
     if hop["outcome"] != "ok":
         return str(hop["outcome"])
