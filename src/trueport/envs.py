@@ -160,6 +160,21 @@ class EnvStore:
         found = [self._info(path) for path in self.folder.iterdir() if path.is_dir()]
         return sorted(found, key=lambda info: (info.toolchain, not info.variant.plain, info.built, info.path))
 
+    def has(self, name: str, variant: Variant = PLAIN) -> bool:
+        """Whether the environment is there. Builds nothing."""
+        return _complete(self._final(self._toolchain(name), variant))
+
+    def variants(self, name: str) -> tuple[Variant, ...]:
+        """The variants of a toolchain that are there, newest first."""
+        if not self.folder.is_dir():
+            return ()
+        markers = [_marker(path) for path in self.folder.glob(f"{name}-*") if _complete(path)]
+        markers = [marker for marker in markers if marker.get("toolchain") == name]
+        markers.sort(key=lambda marker: str(marker.get("built", "")), reverse=True)
+        found = [marker.get("variant", {}) for marker in markers]
+        made = [Variant(packages=tuple(item.get("packages", ())), as_of=item.get("as_of")) for item in found]
+        return tuple(dict.fromkeys(variant for variant in made if not variant.plain))
+
     def check(self, name: str, variant: Variant = PLAIN) -> Outcome[EnvCheck]:
         """Run the health statement again and compare what is installed with the lock. Builds nothing."""
         toolchain = self._toolchain(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 
@@ -249,6 +250,38 @@ def test_only_environments_that_exist_are_used(tmp_path):
         assert tool.installed(session, steps()["fake-copy"])
         assert tool.variants(session, steps()["onnxscript-optimizer"]) == []
     assert not any(tmp_path.iterdir())
+
+
+def test_installed_versions_are_read_off_their_markers(tmp_path):
+    """Newest first; of the tool itself, whatever spelling; unfinished ones and those of other toolchains left out."""
+    from trueport.envbuild import MARKER, MARKER_FORMAT
+    from trueport.envs import EnvStore
+    from trueport.interpreters import python_in
+
+    def environment(name, toolchain, packages, built, finished=True):
+        folder = tmp_path / "envs" / name
+        python_in(folder).parent.mkdir(parents=True)
+        python_in(folder).touch()
+        marker = {
+            "format": MARKER_FORMAT if finished else -1,
+            "toolchain": toolchain,
+            "built": built,
+            "variant": {"packages": packages, "as_of": None},
+        }
+        (folder / MARKER).write_text(json.dumps(marker), encoding="utf-8")
+
+    environment("onnx-1", "onnx", ["onnxscript==0.5.6"], "2026-01-01")
+    environment("onnx-2", "onnx", ["onnxscript==0.5.7"], "2026-02-01")
+    environment("onnx-3", "onnx", ["onnx==1.17.0"], "2026-03-01")
+    environment("onnx-4", "onnx", [], "2026-04-01")
+    environment("onnx-5", "onnx", ["onnxscript==0.4.0"], "2026-05-01", finished=False)
+    environment("onnx2tf-6", "onnx2tf", ["onnxscript==0.3.0"], "2026-06-01")
+    with Session(Settings()) as session:
+        object.__setattr__(session, "envs", EnvStore(tmp_path))
+        found = [variant.packages for variant in tool.variants(session, steps()["onnxscript-optimizer"])]
+        assert found == [("onnxscript==0.5.7",), ("onnxscript==0.5.6",)]
+        assert [variant.packages for variant in tool.variants(session, steps()["opset"])] == [("onnx==1.17.0",)]
+        assert tool.variants(session, steps()["fake-copy"]) == []
 
 
 def test_few_cases_keep_the_one_that_shows_the_deviation(bare):

@@ -8,6 +8,7 @@ built unless the caller allows it, and the search ends when its time is up.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,11 +26,13 @@ from trueport.frameworks._base import Step
 from trueport.outcome import Failure
 from trueport.routes import OPSET_STEP, Hop, Route, plan, steps
 from trueport.session import Session, runtime_toolchain
-from trueport.toolchains import Variant, toolchains
+from trueport.toolchains import Variant, package_name
 from trueport.verification import Reference, reference, verify
 
 SECONDS = 90.0
 """Time for walking routes again. The first trial is always made."""
+WAY_OUT_SECONDS = 30.0
+"""Time for looking for a faithful way once the step at fault is known."""
 MAX_TRIALS = 10
 
 WAYS_OUT: Mapping[str, tuple[Mapping[str, str], ...]] = {
@@ -260,6 +263,7 @@ class _Search:
     trials: list[Trial] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     baseline: Verification | None = None
+    since_found: float = math.inf
 
     @property
     def session(self) -> Session:
@@ -296,6 +300,8 @@ class _Search:
         return Workbench(session=session, original=self.reference, given=self.given, check=True, task="auto")
 
     def _late(self) -> bool:
+        if self._found():
+            self.until = min(self.until, self.since_found + WAY_OUT_SECONDS)
         return bool(self.trials) and (time.monotonic() > self.until or len(self.trials) >= MAX_TRIALS)
 
     def _found(self) -> bool:
@@ -363,6 +369,8 @@ class _Search:
             self.left_out.append(f"{route.name}: {error}")
             return
         same, closeness = self._likeness(attempt)
+        if closeness == 3 or self._made is not None:
+            self.since_found = min(self.since_found, time.monotonic())
         self.trials.append(Trial(route=route, attempt=attempt, same=same, closeness=closeness, variant=variant))
 
     def _ways(self) -> Iterator[Route]:
@@ -454,23 +462,16 @@ def _with(route: Route, options: Mapping[str, str]) -> Route:
 
 def installed(session: Session, step: Step) -> bool:
     """Whether the environment in which a step would run exists."""
-    if step.toolchain == "fake":
-        return True
-    wanted = session.step_variant(step)
-    return any(
-        info.complete and info.current and info.toolchain == step.toolchain and info.variant == wanted
-        for info in session.envs.list()
-    )
+    return step.toolchain == "fake" or session.envs.has(step.toolchain, session.step_variant(step))
 
 
 def variants(session: Session, step: Step) -> list[Variant]:
-    """The installed deviations from a step's toolchain that hold other versions of its own tool, newest first."""
-    if step.toolchain == "fake" or not toolchains()[step.toolchain].contains(step.tool):
+    """The installed deviations from a step's toolchain that hold another version of its own tool, newest first."""
+    if step.toolchain == "fake":
         return []
-    found = [
-        info
-        for info in session.envs.list()
-        if info.complete and info.toolchain == step.toolchain and not info.variant.plain
-        if any(package.split("==")[0] == step.tool for package in info.variant.packages)
+    wanted = package_name(step.tool)
+    return [
+        variant
+        for variant in session.envs.variants(step.toolchain)
+        if any(package.split("==")[0] == wanted for package in variant.packages)
     ]
-    return [info.variant for info in sorted(found, key=lambda info: info.built, reverse=True)]
