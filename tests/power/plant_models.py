@@ -88,6 +88,8 @@ def tokens():
     q = net.add("Add", net.add("MatMul", x, net.weights(8, 8)), net.weights(8))
     k = net.add("Transpose", net.add("MatMul", x, net.weights(8, 8)), perm=[0, 2, 1])
     scores = net.add("Mul", net.add("MatMul", q, k), net.constant(np.float32(0.35)))
+    size = net.add("Gather", net.add("Shape", x), net.constant(np.array([0])))
+    scores = net.add("Div", scores, net.add("Cast", size, to=1))
     x = net.add("Add", x, net.add("MatMul", net.add("Softmax", scores, axis=-1), q))
     mean = net.add("ReduceMean", x, net.constant(np.array([-1])), keepdims=1)
     centred = net.add("Sub", x, mean)

@@ -19,6 +19,7 @@ from trueport.tracing import trace
 HERE = str(Path(__file__).parent)
 CAUSES = {
     "PP": {"inputs"},
+    "ID": {"hyperparameters"},
     "WB": {"parameters"},
     "LH": {"hyperparameters"},
     "TSS": {"hyperparameters", "structure"},

@@ -282,6 +282,18 @@ def mean_to_max(edit: Editor, node: Any) -> dict[str, Any]:
     return told([edit.name(node)], f"kind of {edit.name(node)}", "ReduceMean", "ReduceMax")
 
 
+def indexed(edit: Editor, *, sizes: bool) -> list[Any]:
+    """Gathers from something computed, at constant indices: of sizes (from a Shape, or integers of it), or of data."""
+    found = [node for node in edit.nodes("Gather") if node.input[0] not in edit.constants]
+    return [node for node in found if edit.counts(node.input[0]) is sizes]
+
+
+def shape_index(edit: Editor, node: Any) -> dict[str, Any]:
+    """Take the size of the neighbouring axis: it shows where the size is used, so the readers are the truth as well."""
+    facts = gather_index(edit, node)
+    return {**facts, "nodes": [edit.name(node), *(edit.name(reader) for reader in edit.readers(node.output[0]))]}
+
+
 def gather_index(edit: Editor, node: Any) -> dict[str, Any]:
     """Take the neighbour of what a constant index takes."""
     old = edit.operand(node, 1)
@@ -351,7 +363,8 @@ FAULTS = {
     "ceil_mode": Fault(*LH, at("MaxPool", "AveragePool"), toggled("ceil_mode")),
     "pool_kind": Fault("CG", "structure", at(*TWIN_POOLS), other_pool, ("hyperparameters",)),
     "mean_to_max": Fault("CG", "structure", at("ReduceMean"), mean_to_max, ("hyperparameters",)),
-    "gather_index": Fault(*LH, at("Gather"), gather_index, ("parameters",)),
+    "gather_index": Fault(*LH, lambda edit: indexed(edit, sizes=False), gather_index, ("parameters",)),
+    "shape_index": Fault("ID", "hyperparameters", lambda edit: indexed(edit, sizes=True), shape_index, ("parameters",)),
     "slice_begin": Fault(*LH, at("Slice"), slice_shifted, ("parameters",)),
     "recurrent_direction": Fault(*LH, at("LSTM", "GRU", "RNN"), direction),
     "linear_before_reset": Fault(*LH, at("GRU"), toggled("linear_before_reset")),

@@ -92,6 +92,14 @@ class Editor:
         shape = self.shape(value)
         return -1 if shape is None else len(shape)
 
+    def counts(self, value: str) -> bool:
+        """Whether a value holds sizes: what Shape gives, or integers made of it."""
+        made = self.producer(value)
+        if made is None or made.op_type == "Shape":
+            return made is not None
+        passing = ("Cast", "Gather", "Slice", "Squeeze", "Unsqueeze", "Concat", "Identity")
+        return made.op_type in passing and any(self.counts(name) for name in self.computed(made))
+
     def readers(self, value: str) -> list[Any]:
         """The nodes that read a value."""
         return [node for node in self.graph.node if value in node.input]
