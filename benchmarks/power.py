@@ -72,6 +72,8 @@ class Bench:
     verbose: bool = False
     again: bool = False
     cases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    drawn: list[str] = field(default_factory=list)
+    """Keys of all single faults of earlier runs, also of those that are run again."""
 
     def __post_init__(self) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -81,10 +83,14 @@ class Bench:
                 case = json.loads(line)
             except json.JSONDecodeError:  # an interrupted run was writing this line
                 continue
-            if not self.stale(case):
-                self.cases[case["key"]] = case
-            else:
-                self.cases.pop(case["key"], None)
+            self.cases[case["key"]] = case
+        self.drawn = [case["key"] for case in self.cases.values() if case["mode"] == "single"]
+        self.cases = {key: case for key, case in self.cases.items() if not self.stale(case)}
+
+    def drawn_for(self, ground: Ground, seed: int) -> list[str]:
+        """The kinds that an earlier run drew for this model, so that a resumed run draws no others."""
+        parts = [key.split("|") for key in self.drawn]
+        return [part[3] for part in parts if part[1:3] == [ground.pair.name, ground.model] and part[4] == str(seed)]
 
     def stale(self, case: Mapping[str, Any]) -> bool:
         """Whether a case is to be run again: it was missed and that is wanted, or the diagnosis itself broke."""
@@ -301,7 +307,8 @@ def run(bench: Bench, args: argparse.Namespace) -> None:
             continue
         wanted = [kind for kind in ground.kinds if not args.kinds or kind in args.kinds.split(",")]
         done = 0
-        for kind in order(wanted, used, seed):
+        drawn = [kind for kind in bench.drawn_for(ground, args.seed) if kind in wanted]
+        for kind in dict.fromkeys([*drawn, *order(wanted, used, seed)]):
             if done == args.limit:
                 break
             if bench.single(ground, kind, args.seed):
