@@ -43,7 +43,7 @@ def possible(source: tuple[int, ...], target: tuple[int, ...]) -> tuple[Relation
 
 
 @functools.lru_cache(maxsize=2048)
-def _places(relation: Relation, source: tuple[int, ...], target: tuple[int, ...], count: int) -> np.ndarray:
+def places(relation: Relation, source: tuple[int, ...], target: tuple[int, ...], count: int) -> np.ndarray:
     """Flat source index of each of `count` sampled flat target indices."""
     sampled = samples(count)
     if relation.side == "source":
@@ -75,7 +75,7 @@ def sampled_errors(
     wanted = numbers(target.reshape(runs, -1)[:, samples(target_info.size)])
     flat = source.reshape(runs, -1)
     errors = [
-        rms(wanted - numbers(flat[:, _places(relation, source_info.tight, target_info.tight, target_info.size)]))
+        rms(wanted - numbers(flat[:, places(relation, source_info.tight, target_info.tight, target_info.size)]))
         for relation in relations
     ]
     return np.array(errors) / source_info.unit

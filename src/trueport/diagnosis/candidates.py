@@ -9,7 +9,7 @@ operator), `missing` (a source operator was left out behind a value that agrees)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,7 +22,9 @@ from trueport.align.types import Alignment, Relation
 from trueport.diagnosis.pair import Pair
 from trueport.graph import FINE, Graph
 
-PER_VALUE = 8
+STRUCT = 5
+"""Source values of different content that are tried at one value."""
+PER_VALUE = 12
 """Hypotheses tried at one value."""
 CHANNEL_MOVES = {(1, 0), (1, 2, 0), (2, 0, 1), (1, 2, 3, 0), (3, 0, 1, 2)}
 """Channels first to channels last and back, the axes of size 1 (the batch) left out."""
@@ -196,13 +198,48 @@ class Candidates:
             if overlap > 0:
                 scored.append((-overlap, self._steps(name), self.ours.place[name], name))
         found = []
-        for _, _, _, name in sorted(scored)[:4]:
-            ours = self.ours.infos[name]
+        for name in self._distinct(name for _, _, _, name in sorted(scored))[:STRUCT]:
             found += [
                 Candidate(kind="struct", target=target, source=name, relation=relation)
-                for relation in self.usual(ours.tight, info.tight, name, target)[:2]
+                for relation in self._likely(target, name)
             ]
         return found
+
+    def _likely(self, target: str, source: str) -> list[Relation]:
+        """Two relations to try: the one that an agreeing ancestor of that size has, the usual one, the one that fits best."""
+        ours, theirs = self.ours.infos[source], self.theirs.infos[target]
+        carried = [
+            relation
+            for name in self.theirs.graph.nearest(target, self.alignment.ok)
+            if self.theirs.infos[name].tight == theirs.tight
+            for relation in self.carried(name, source, target)[:1]
+        ]
+        return list(dict.fromkeys([*carried[:1], *self.usual(ours.tight, theirs.tight, source, target)]))[:2]
+
+    def carried(self, target: str, source: str, other: str) -> list[Relation]:
+        """The relations between `source` and `other`, those first that move elements as `target` has moved its twin's.
+
+        Operators that work element by element keep the order of what they read.
+        """
+        match = self.alignment.matches[target]
+        twin, ours, theirs = self.ours.infos[match.source], self.ours.infos[source], self.theirs.infos[other]
+        usual = self.usual(ours.tight, theirs.tight)
+        if twin.size != ours.size or ours.size != theirs.size:
+            return usual
+        wanted = relations.places(match.relation, twin.tight, self.theirs.infos[target].tight, ours.size)
+        same = [
+            relation
+            for relation in usual
+            if np.array_equal(relations.places(relation, ours.tight, theirs.tight, ours.size), wanted)
+        ]
+        return [*same, *(relation for relation in usual if relation not in same)]
+
+    def _distinct(self, names: Iterable[str]) -> list[str]:
+        """One value of each class of equal ones, in order: both granularities of the source compute most values."""
+        heads: dict[str, str] = {}
+        for name in names:
+            heads.setdefault(self.alignment.alike.get(name, name), name)
+        return list(heads.values())
 
     def _steps(self, source: str) -> int:
         """Unexplained operators between a source value and its nearest explained ancestors."""
@@ -257,7 +294,7 @@ class Candidates:
                 if like and self.behind(name) & twins:
                     found.append((self._steps(name), self.ours.place[name], name))
         made = []
-        for _, _, name in sorted(found)[:2]:
+        for name in self._distinct(name for _, _, name in sorted(found))[:3]:
             rank = len(self.ours.infos[name].tight)
             axes = self.alignment.consensus.get(rank, tuple(range(rank)))
             made.append(Candidate(kind="reshape", target=target, source=name, relation=Relation(axes)))
@@ -293,14 +330,14 @@ class Candidates:
                 for child in self.ours.graph.children(name)
                 if child in self.ours.infos and child not in self.alignment.explained
             ]
-            for name in front:
+            for name in self._distinct(front):
                 ours = self.ours.infos[name]
                 if present in self._operators(name):
                     continue
                 if ours.size == info.size and ours.kind is not Kind.OTHER:
                     found += [
                         Candidate(kind="missing", target=parent, source=name, relation=relation, anchor=parent)
-                        for relation in self.usual(ours.tight, info.tight)[:1]
+                        for relation in self.carried(parent, name, parent)[:1]
                     ]
         return found[:PER_VALUE]
 

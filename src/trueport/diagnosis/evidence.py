@@ -30,6 +30,9 @@ RESHAPED = -0.8
 NARROWED = 2.2
 """A cast or quantisation that the source does not have."""
 
+LOST = 2.5
+"""An operator whose parameter has no effect, where the source's has."""
+
 INPUT = 3.0
 FALLBACK = 0.05
 """Of a node against which nothing speaks but that it stands in the region."""
@@ -84,19 +87,40 @@ def examine(
     points = [*_of_structure(stretch), *_of_preparation(stretch), *_of_precision(ours, theirs, mine, region, precision)]
     named = frozenset(finding.source_region)
     if finding.kind == "missing":  # the operators beside the gap are not those that are missing
-        absent = {kind(node) for node in mine if node.name in named}
-        region_of = tuple(node for node in region if kind(node) in absent)
+        region_of = tuple(node for node in region if _idle(node, theirs, alignment))
     else:
         region_of = region
     known = parameters.Region(ours, theirs, mine, region_of, alignment, precision, named)
     if finding.kind == "missing":
         points += _of_parameters(known)
+        points += [_neutral(node, theirs) for node in region_of]
     elif finding.kind != "extra" and (finding.kind not in ("shuffle", "layout") or known.pool.raw):
         points += _of_parameters(known)
         points += _of_scalars(ours, theirs, mine, region)
         points += _of_attributes(stretch, known.partners)
         points += _of_bounds(stretch)
     return _ranked(finding, theirs, region, points, mine)
+
+
+def _idle(node: Node, inside: Inside, alignment: Alignment) -> bool:
+    """Whether a node has parameters and gives what it was given: a bias of zeros, a scale of ones."""
+
+    def twin(name: str) -> str | None:
+        match = alignment.matches.get(name)
+        return None if match is None or not match.ok else alignment.alike.get(match.source, match.source)
+
+    data = inside.data(node)
+    if moves(node) or not data or len(data) == len([name for name in node.inputs if name]):
+        return False
+    given = {twin(name) for name in data} - {None}
+    return any(twin(name) in given for name in node.outputs)
+
+
+def _neutral(node: Node, inside: Inside) -> _Point:
+    """A node that has a parameter and does nothing with it, where the source does something: its parameter was lost."""
+    name = next(name for name in node.inputs if name and name not in inside.data(node))
+    what = f"parameter '{name}' of {kind(node)} has no effect here, and the source's has"
+    return _Point(node.name, Cause.PARAMETERS, what, "a parameter that counts", "no effect", LOST, (), name)
 
 
 # -- the rules ----------------------------------------------------------------------------------------------------------

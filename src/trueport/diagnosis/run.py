@@ -23,6 +23,8 @@ from trueport.verification import Reference, verify
 
 SECONDS = 600.0
 """Time for the search of one pair before the best so far is reported."""
+PREPARATION = 30.0
+"""Seconds for the search of another preprocessing: a small model needs 1 to 3."""
 RIGHT = 0.1
 """Share of a wrong output's error that the tracing kernels may show when the default ones alone are to blame."""
 
@@ -123,7 +125,7 @@ def _searched(
     suspects = suspects_of(pair, located)
     if _at_the_inputs(pair, suspects, located):
         reference.session.progress("looking at the preprocessing")
-        found = preprocessing.search(reference, target, given, verification)
+        found = preprocessing.search(reference, target, given, verification, seconds=PREPARATION)
         if found is not None:
             suspects = _prepared(found, suspects)
         clock.lap("inputs")
@@ -163,7 +165,9 @@ def _at_the_inputs(pair: Pair, suspects: Sequence[Suspect], located: Located) ->
     findings = [suspect.finding for suspect in suspects if suspect.finding is not None]
     nodes = pair.target.graph.by_name
     first = any(inputs & set(nodes[name].inputs) for finding in findings for name in finding.region if name in nodes)
-    return first and suspects[0].cause in (Cause.STRUCTURE, Cause.PARAMETERS)
+    # An operator that turns the input, or one too many, stands in the file: no caller need prepare anything otherwise.
+    inside = bool(findings) and findings[0].kind in ("layout", "extra", "shuffle")
+    return first and not inside and suspects[0].cause in (Cause.STRUCTURE, Cause.PARAMETERS)
 
 
 def _prepared(found: preprocessing.PreprocessingFinding, suspects: Sequence[Suspect]) -> tuple[Suspect, ...]:
@@ -245,19 +249,13 @@ def suspects_of(pair: Pair, located: Located) -> tuple[Suspect, ...]:
     made: list[Suspect] = []
     for finding in located.findings:
         found = evidence.examine(finding, pair.source, pair.target, located.alignment, precision=pair.precision)
-        made.append(_suspect(pair, finding, _weighed(found, finding)))
+        made.append(_suspect(pair, finding, found))
     made.sort(key=lambda suspect: (not _confirmed(suspect), -_share(suspect)))
     kept: list[Suspect] = []
     for suspect in made:
         if not any(suspect.target_nodes[:1] == other.target_nodes[:1] for other in kept):
             kept.append(suspect)
     return tuple(replace(suspect, rank=place) for place, suspect in enumerate(kept, 1))
-
-
-def _weighed(found: tuple[Evidence, ...], finding: Finding) -> tuple[Evidence, ...]:
-    """The evidence with what localisation itself lays on the nodes, heaviest first."""
-    added = [replace(item, weight=item.weight + finding.prior.get(item.node, 0.0)) for item in found]
-    return tuple(sorted(added, key=lambda item: -item.weight))
 
 
 def _confirmed(suspect: Suspect) -> bool:
