@@ -431,7 +431,8 @@ def _checked(trials: Trials, hunt: _Search, healed: list[Trial]) -> Preprocessin
     """The finding, when the best trial heals on the unseen runs as well."""
     best, none = healed[0], Change.none(len(healed[0].change.permutation))
     healing, unchanged = trials.try_all([(best.input, best.change), (best.input, none)], part=trials.check)
-    if not heals(unchanged.plain, healing.deviation, trials.noise) or healing.labels != best.labels:
+    shown = unchanged.plain > 0.0 or math.isnan(unchanged.plain)  # else the unseen runs have nothing to heal
+    if not (shown and heals(unchanged.plain, healing.deviation, trials.noise)) or healing.labels != best.labels:
         return None
     array = _array(trials, best.input)
     named = _named(trials, array, best.change)
