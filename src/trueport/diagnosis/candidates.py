@@ -180,8 +180,12 @@ class Candidates:
         if match is not None and match.how == "shuffle":
             found.append(Candidate(kind="shuffle", target=target, source=match.source, relation=match.relation))
         elif match is not None and (match.error < NEAR or match.how in ("name", "output")):
-            kind = "drift" if match.error < NEAR else "struct"
-            found.append(Candidate(kind=kind, target=target, source=match.source, relation=match.relation))
+            ours = self.ours.infos[match.source].tight
+            if len(ours) == len(info.tight) and sorted(ours) != sorted(info.tight):
+                found.append(self._reshaped(target, match.source))
+            else:
+                kind = "drift" if match.error < NEAR else "struct"
+                found.append(Candidate(kind=kind, target=target, source=match.source, relation=match.relation))
         found += self._struct(target)
         found += self._extra(target)
         found += self._reshape(target)
@@ -199,11 +203,19 @@ class Candidates:
                 scored.append((-overlap, self._steps(name), self.ours.place[name], name))
         found = []
         for name in self._distinct(name for _, _, _, name in sorted(scored))[:STRUCT]:
-            found += [
-                Candidate(kind="struct", target=target, source=name, relation=relation)
-                for relation in self._likely(target, name)
-            ]
+            ours = self.ours.infos[name].tight
+            if len(ours) == len(info.tight) and sorted(ours) != sorted(info.tight):
+                found.append(self._reshaped(target, name))  # the same number of elements by accident
+            else:
+                likely = self._likely(target, name)
+                found += [Candidate(kind="struct", target=target, source=name, relation=item) for item in likely]
         return found
+
+    def _reshaped(self, target: str, source: str) -> Candidate:
+        """The source's value in its own sizes, in the model's usual order."""
+        rank = len(self.ours.infos[source].tight)
+        axes = self.alignment.consensus.get(rank, tuple(range(rank)))
+        return Candidate(kind="reshape", target=target, source=source, relation=Relation(axes))
 
     def _likely(self, target: str, source: str) -> list[Relation]:
         """Two relations to try: the one that an agreeing ancestor of that size has, the usual one, the one that fits best."""
@@ -293,12 +305,7 @@ class Candidates:
                 like = len(ours.shape) == len(info.shape) and set(ours.tight) & set(info.tight)
                 if like and self.behind(name) & twins:
                     found.append((self._steps(name), self.ours.place[name], name))
-        made = []
-        for name in self._distinct(name for _, _, name in sorted(found))[:3]:
-            rank = len(self.ours.infos[name].tight)
-            axes = self.alignment.consensus.get(rank, tuple(range(rank)))
-            made.append(Candidate(kind="reshape", target=target, source=name, relation=Relation(axes)))
-        return made
+        return [self._reshaped(target, name) for name in self._distinct(name for _, _, name in sorted(found))[:3]]
 
     def _at_parents(self, target: str) -> list[Candidate]:
         """What could be wrong *before* a frontier value, at the values that agree: a missing operator, another layout."""
@@ -362,12 +369,13 @@ class Candidates:
             match, info = self.alignment.matches[name], self.theirs.infos[name]
             for other in self.same(match.source):
                 ours = self.ours.infos[other]
-                for relation in self.usual(ours.tight, info.tight)[:3]:
+                resized = self._other_sizes(ours.tight, info.tight)
+                for relation in dict.fromkeys([*resized, *self.usual(ours.tight, info.tight)[:3]]):
                     if (other, relation) == (match.source, match.relation):
                         continue
                     gap = relations.error(self.ours.values[other], self.theirs.values[name], relation, ours.unit)
                     if gap > self.pair.tolerance:  # else it puts in what stands there already
-                        odd = not self.natural(relation, ours.tight, info.tight)
+                        odd = relation not in resized and not self.natural(relation, ours.tight, info.tight)
                         found.append(
                             Candidate(
                                 kind="layout", target=name, source=other, relation=relation, odd=odd, anchor=parent
@@ -375,6 +383,14 @@ class Candidates:
                         )
         found.sort(key=lambda candidate: candidate.odd)
         return found[: 2 * PER_VALUE]
+
+    def _other_sizes(self, source: tuple[int, ...], target: tuple[int, ...]) -> list[Relation]:
+        """The natural orders that have other sizes than the target's value, whose axes were swapped."""
+        if len(source) != len(target) or sorted(source) != sorted(target):
+            return []
+        plain = tuple(range(len(source)))
+        moves = [plain, *(axes for axes in sorted(CHANNEL_MOVES) if len(axes) == len(source))]
+        return [Relation(axes) for axes in moves if tuple(source[axis] for axis in axes) != target]
 
     def same(self, source: str) -> list[str]:
         """The source values with the same elements, itself first."""

@@ -202,13 +202,15 @@ class Localizer:
         if current is None:
             return None
         shape = current.shape[1:]
-        if candidate.kind == "reshape":
-            tight = self.pair.ours.infos[candidate.source].tight
-            sizes = iter(tight[axis] for axis in candidate.relation.permutation)
+        tight = self.pair.ours.infos[candidate.source].tight
+        if candidate.kind in ("reshape", "layout") and candidate.relation.side == "source":
+            sizes = [tight[axis] for axis in candidate.relation.permutation]
             ones = [axis for axis, size in enumerate(shape) if size == 1]
-            if len(shape) - len(ones) != len(tight):
+            if len(shape) - len(ones) == len(tight):
+                left = iter(sizes)
+                shape = tuple(1 if axis in ones else next(left) for axis in range(len(shape)))
+            elif candidate.kind == "reshape":
                 return None
-            shape = tuple(1 if axis in ones else next(sizes) for axis in range(len(shape)))
         try:
             return np.ascontiguousarray(candidate.relation.to_target(np.asarray(value), shape)).astype(
                 current.dtype, copy=False
@@ -350,15 +352,21 @@ class Localizer:
         graph = self.pair.theirs.graph
         if candidate.kind != "layout":
             return {}
-        values = [candidate.target, *search.unnatural(candidate.anchor), *search.chain(candidate.anchor)]
-        found: dict[str, float] = {}
-        for value in sorted(set(values), key=lambda value: self.pair.theirs.place[value]):
-            node, match = graph.producer(value), self.alignment.matches[value]
-            if node is not None and not self._natural_twin(value, match.source, search):
-                found[node.name] = 1.0 if found else 2.0  # the first; those behind it only pass it on
-        node = graph.producer(candidate.target)
-        if node is not None:
-            found[node.name] = found.get(node.name, 0.0) + 0.5
+        values = {candidate.target, *search.unnatural(candidate.anchor), *search.chain(candidate.anchor)}
+        order = sorted(values, key=lambda value: self.pair.theirs.place[value])
+        made = [(value, node) for value in order if (node := graph.producer(value)) is not None]
+        movers = [(value, node) for value, node in made if node.op in MOVEMENT]
+        found = {node.name: -1.0 for _, node in made if movers and node.op not in MOVEMENT}
+        odd = [
+            node.name
+            for value, node in movers or made
+            if not self._natural_twin(value, self.alignment.matches[value].source, search)
+        ]
+        for place, name in enumerate(odd):  # the first; those behind it only pass it on
+            found[name] = 1.0 if place else 2.0
+        for value, node in movers or made:
+            if value == candidate.target:
+                found[node.name] = found.get(node.name, 0.0) + 0.5
         return found
 
     def _natural_twin(self, value: str, source: str, search: Candidates) -> bool:
@@ -401,8 +409,12 @@ class Localizer:
         graph = self.pair.ours.graph
         explained = self.alignment.explained - ({candidate.source} if candidate.kind != "extra" else set())
         if candidate.kind == "layout":
-            node = graph.producer(candidate.source)
-            return () if node is None else (node.name,)
+            # Both those that order the elements and those that read them: their weights may be in another order instead.
+            nodes = [graph.producer(candidate.source)]
+            same = self.alignment.alike.get(candidate.source)
+            heads = [name for name, other in self.alignment.alike.items() if other == same] or [candidate.source]
+            nodes += [graph.nodes[place] for name in heads for place in graph.consumers.get(name, ())]
+            return tuple(dict.fromkeys(node.name for node in nodes if node is not None))
         return tuple(node.name for node in graph.between(candidate.source, explained))
 
     def _local(self, candidate: Candidate) -> float:
