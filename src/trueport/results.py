@@ -54,12 +54,12 @@ def diagnose_document(result: Diagnosis, *, rerun: Sequence[str] | None = None) 
         "notes": list(result.notes),
         "alignment": dict(result.alignment),
         "timings": {name: round(seconds, 4) for name, seconds in result.timings.items()},
-        "rerun": [_diagnosing(line) for line in result.verification.rerun] if rerun is None else list(rerun),
+        "rerun": [diagnosing(line) for line in result.verification.rerun] if rerun is None else list(rerun),
         "verify": verify_document(result.verification),
     }
 
 
-def _diagnosing(line: str) -> str:
+def diagnosing(line: str) -> str:
     """Return the diagnose command of a verify command: they take the same options."""
     program, command, *rest = shlex.split(line)
     return shlex.join([program, "diagnose" if command == "verify" else command, *rest])

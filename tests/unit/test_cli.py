@@ -248,7 +248,7 @@ def test_version_and_help(folder):
 
     assert trueport("--version", cwd=folder).stdout == f"trueport {__version__}\n"
     help_text = trueport("--help", cwd=folder).stdout
-    for command in ("demo", "convert", "verify", "inspect", "routes", "envs", "report", "doctor"):
+    for command in ("demo", "convert", "verify", "diagnose", "inspect", "routes", "envs", "report", "doctor"):
         assert re.search(rf"^\s+{command}\s", help_text, flags=re.M), command
 
 

@@ -64,7 +64,7 @@ def test_text_stays_readable():
     assert "Größe" in results.dumps({"x": "Größe"})
 
 
-@pytest.mark.parametrize("name", ["verify", "convert"])
+@pytest.mark.parametrize("name", ["verify", "convert", "diagnose"])
 def test_the_schemas_are_schemas_and_refuse_other_documents(name):
     import jsonschema
 
@@ -76,6 +76,17 @@ def test_the_schemas_are_schemas_and_refuse_other_documents(name):
         jsonschema.Draft202012Validator(schema).validate({"format": "trueport/other/1"})
 
 
+def test_what_schemas_share_they_say_alike():
+    """Each schema stands alone, so that a validator needs one file; the copies must not drift apart."""
+    verify, convert, diagnose = (results.schema(name) for name in ("verify", "convert", "diagnose"))
+    for name, shape in diagnose["$defs"].items():
+        assert convert["$defs"][name] == shape, name
+    for name, shape in verify["$defs"].items():
+        assert convert["$defs"][name] == shape, name
+    for whole, part in ((verify, "verify"), (diagnose, "diagnose")):
+        assert {key: whole[key] for key in convert["$defs"][part]} == convert["$defs"][part]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '"text"', "3", "{}", '{"format": "trueport/verify/2"}', "\x00"])
 def test_a_file_that_is_no_result_is_refused(tmp_path, text):
     path = tmp_path / "r.json"
@@ -84,12 +95,33 @@ def test_a_file_that_is_no_result_is_refused(tmp_path, text):
         results.read(path)
 
 
-@pytest.mark.parametrize("form", [results.VERIFY, results.CONVERT])
+@pytest.mark.parametrize("form", [results.VERIFY, results.CONVERT, results.DIAGNOSE])
 def test_a_file_that_only_claims_to_be_a_result_is_refused(tmp_path, form):
     path = tmp_path / "r.json"
     path.write_text(json.dumps({"format": form}))
     with pytest.raises(UsageError, match="is not a whole stored result"):
         results.read(path)
+
+
+CAUSES = ("inputs", "parameters", "hyperparameters", "structure", "precision", "runtime", "tool")
+
+
+def test_the_schema_knows_every_cause():
+    from trueport.diagnosis.types import Cause
+
+    assert results.schema("diagnose")["$defs"]["suspect"]["properties"]["cause"]["enum"] == list(Cause) == list(CAUSES)
+
+
+@pytest.mark.parametrize(
+    ("line", "made"),
+    [
+        ("trueport verify 'a b.onnx' c.tflite --seed 0", "trueport diagnose 'a b.onnx' c.tflite --seed 0"),
+        ("trueport verify verify diagnose", "trueport diagnose verify diagnose"),
+        ("trueport convert verify --to onnx", "trueport convert verify --to onnx"),
+    ],
+)
+def test_a_diagnosis_runs_again_as_one(line, made):
+    assert results.diagnosing(line) == made
 
 
 def test_a_missing_result_is_told(tmp_path):

@@ -35,6 +35,7 @@ def _environment() -> jinja2.Environment:
         "plain": wording.plain,
         "place": wording.place,
         "advice": wording.advice,
+        "some": wording.some,
         "step": wording.step,
         "alignment": wording.alignment,
         "outcome": wording.outcome,

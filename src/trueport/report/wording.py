@@ -84,9 +84,15 @@ def place(suspect: Document) -> str:
 
 
 def advice(issue: Document) -> str:
-    """Say of a known bug in which version it is gone and what to do about it."""
-    fixed = f"fixed in {issue['fixed_in']}" if issue["fixed_in"] else "not fixed in any release known here"
-    return f"{fixed}; {issue['cure']}" if issue.get("cure") else fixed
+    """Say of a known bug in which version it is gone, and what to do about it."""
+    parts = [f"fixed in {issue['fixed_in']}" if issue["fixed_in"] else "", issue.get("cure", "")]
+    return "; ".join(part for part in parts if part) or "no release that fixes it is known"
+
+
+def some(names: list[str], count: int = 6) -> str:
+    """List the first names, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 def step(stage: Document) -> str:
@@ -100,8 +106,8 @@ def alignment(counts: Document) -> str:
     if not counts:
         return ""
     return (
-        f"{counts['paired']} of {counts['values']} values inside the target have a counterpart in the source; "
-        f"{counts['agreeing']} of them agree with it"
+        f"values inside the target: {counts['values']}; with a counterpart in the source: {counts['paired']}; "
+        f"agreeing with it: {counts['agreeing']}"
     )
 
 
