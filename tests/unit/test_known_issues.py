@@ -334,8 +334,8 @@ CASES = {
         cause=Cause.STRUCTURE,
     ),
     "keras-hard-sigmoid": Case(
-        source=graph(node("lstm", "LSTM", recurrent_activation="hard_sigmoid")),
-        target=graph(node("lstm", "LSTM", recurrent_activation="hard_sigmoid")),
+        source=graph(node("lstm", "LSTM", recurrent_activation="HardSigmoid")),
+        target=graph(node("lstm", "LSTM", recurrent_activation="HardSigmoid")),
         formats=("keras", "keras"),
         step="",
         packages={},

@@ -13,7 +13,7 @@ from trueport import tracing
 from trueport.artifact import Artifact
 from trueport.compare.types import Verdict, Verification
 from trueport.conversion import Attempt
-from trueport.diagnosis import evidence, explanation, interface, known, preprocessing, runtime, tool
+from trueport.diagnosis import evidence, explanation, interface, known, preprocessing, runtime, told, tool
 from trueport.diagnosis.localize import Located, locate
 from trueport.diagnosis.pair import Pair, trace_pair
 from trueport.diagnosis.types import Cause, Diagnosis, Evidence, Finding, Stage, Suspect
@@ -74,7 +74,7 @@ def diagnose(
     traced = trace_pair(reference, target, given, verification, budget=request.budget)
     if isinstance(traced, Failure):
         note = f"the insides could not be compared ({traced.kind}): {traced.message}"
-        suspects: tuple[Suspect, ...] = ()
+        suspects = told.refused(reference.session, target, verification)
         notes: tuple[str, ...] = (note,)
         return _explained(reference, target, given, verification, suspects, notes, {}, None, clock, request)
     pair = traced.value
@@ -122,7 +122,7 @@ def _searched(
     located = locate(pair, deadline=time.monotonic() + request.seconds)
     notes += located.notes
     clock.lap("search")
-    suspects = suspects_of(pair, located)
+    suspects = suspects_of(pair, located) or told.misshapen(pair, verification)
     if _at_the_inputs(pair, suspects, located):
         reference.session.progress("looking at the preprocessing")
         found = preprocessing.search(reference, target, given, verification, seconds=PREPARATION)
@@ -218,7 +218,7 @@ def _explained(
         issue = known.match_text(verification.reason, step=step, versions=maker.packages, format=target.format)
     stage: Stage | None = None
     said: tuple[str, ...] = ()
-    runtime_only = bool(suspects) and all(suspect.cause is Cause.RUNTIME for suspect in suspects)
+    runtime_only = pair is not None and bool(suspects) and all(suspect.cause is Cause.RUNTIME for suspect in suspects)
     if request.tools and not runtime_only:
         session.progress("looking for the step that made it")
         hints = known.steps_of(issue)

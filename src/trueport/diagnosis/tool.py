@@ -131,16 +131,30 @@ def locate(
     """
     if attempt is not None and attempt.blamed is not None:
         return of_attempt(attempt, others)
+    shown = _showing(given_reference, target, given, verification)
     search = _Search(
         reference=given_reference,
         target=target,
-        given=few(given, verification),
+        given=shown[0],
         verification=verification,
+        baseline=shown[1],
         build=build,
         until=time.monotonic() + seconds,
     )
     trials = search.run(routes, prefer)
     return judged(trials, target, given_reference.artifact, searched=search.left_out)
+
+
+def _showing(
+    given_reference: Reference, target: Artifact, given: Feeds, verification: Verification
+) -> tuple[Feeds, Verification]:
+    """Return as few of the inputs as show the deviation, and the verification on them."""
+    some = few(given, verification)
+    if some is not given:
+        again = verify(given_reference, target, some, precision=verification.declared_precision)
+        if again.verdict is Verdict.DEVIATES:
+            return some, again
+    return given, verification
 
 
 def few(given: Feeds, verification: Verification) -> Feeds:
@@ -258,11 +272,11 @@ class _Search:
     target: Artifact
     given: Feeds
     verification: Verification
+    baseline: Verification
     build: bool
     until: float
     trials: list[Trial] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
-    baseline: Verification | None = None
     since_found: float = math.inf
 
     @property
@@ -271,7 +285,6 @@ class _Search:
 
     def run(self, routes: Sequence[Route] | None, prefer: Sequence[str]) -> list[Trial]:
         """Try routes until one reproduces the fault and another is faithful, or the time is up."""
-        self.baseline = self._verified(self.given)
         work = self._workbench(self.session)
         ordered = self._ordered(routes, prefer)
         hinted = [route for route in ordered if {hop.step.name for hop in route.hops} & set(prefer)]
@@ -289,12 +302,6 @@ class _Search:
         if routes is None:
             self._older(self._single())
         return self.trials
-
-    def _verified(self, given: Feeds) -> Verification:
-        if given.sha256 == self.verification.inputs.get("sha256"):
-            return self.verification
-        again = verify(self.reference, self.target, given, precision=self.verification.declared_precision)
-        return again if again.verdict is Verdict.DEVIATES else self.verification
 
     def _workbench(self, session: Session) -> Workbench:
         return Workbench(session=session, original=self.reference, given=self.given, check=True, task="auto")
@@ -440,8 +447,6 @@ class _Search:
     def _fails_alike(self, output: Artifact) -> bool | None:
         """Two files that nothing can be computed with are alike when the source's comparison ends in the same words."""
         again = verify(self.reference, output, self.given, precision=self.verification.declared_precision)
-        if self.baseline is None:
-            return None
         return True if again.reason == self.baseline.reason else None
 
     def _signature(self, artifact: Artifact) -> Signature | None:
