@@ -39,6 +39,7 @@ class Model:
     def add(
         self,
         op,
+        /,
         *inputs,
         out=None,
         shape=None,

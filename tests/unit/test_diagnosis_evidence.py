@@ -283,3 +283,26 @@ def test_prior_of_localisation_is_added():
     moved = examine(replace(given, prior={"Tanh0": 1.0}), source.build("y1"), target.build("y1"), matched({"x": "x"}))
     assert plain[0].node == "Sigmoid1"
     assert moved[0].node == "Tanh0"
+
+
+# -- windows of slices where the numbers differ --------------------------------------------------------------------------
+
+
+def slices(format, *reads, width=6):
+    """Slices of different values, each the first row."""
+    model = Model(format, **dict.fromkeys("abc", SHAPE))
+    for place, (name, begin) in enumerate(reads):
+        starts = [
+            model.const(f"{key}{place}", np.int64([value]))
+            for key, value in (("starts", begin), ("ends", begin + 2), ("axes", 2))
+        ]
+        model.add("Slice", name, *starts, out=f"y{place}", name=f"slice{place}", shape=(1, 3, 2, 8))
+    return model
+
+
+@pytest.mark.parametrize(("read", "blamed"), [("a", True), ("c", False)])
+def test_a_window_counts_against_one_of_several_only_where_it_is_taken_of_the_same_value(read, blamed):
+    source = slices("onnx", ("a", 0), ("b", 1))
+    target = slices("onnx", (read, 3))
+    found = examined(source, target, alignment=matched({name: name for name in "abc"}))
+    assert ("window" in found[0].what) is blamed

@@ -436,3 +436,67 @@ def test_examine_puts_the_wrong_parameter_first():
     assert [item.node for item in found] == ["conv", "z"]
     assert found[0].cause is Cause.PARAMETERS
     assert found[0].weight > 2 > found[1].weight
+
+
+# -- a constant that the source folded into a bias ---------------------------------------------------------------------------
+
+
+def behind(op, *constants, kernel=KERNEL, bias=BIAS, **attributes):
+    """An ONNX convolution with an operator behind it."""
+    model = conv(kernel, bias)
+    names = [model.const(f"{op}.{place}", np.float32([array])) for place, array in enumerate(constants)]
+    model.add(op, "y", *names, out="z", name="behind", shape=(1, 8, 6, 6), **attributes)
+    return model
+
+
+def source_with(added):
+    kernel = KERNEL.transpose(0, 2, 3, 1).copy()
+    return conv(kernel, (BIAS + added).astype(np.float32), format="tflite", native="CONV_2D")
+
+
+@pytest.mark.parametrize(
+    ("target", "added"),
+    [
+        (behind("Add", 0.75), 0.75),
+        (behind("Sub", 0.75), -0.75),
+        (behind("HardSigmoid", alpha=1 / 6, beta=0.5), 3.0),
+        (behind("HardSwish"), 3.0),
+    ],
+)
+def test_a_constant_folded_into_the_bias_before_it_is_no_fault(target, added):
+    assert faults(source_with(added), target) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "added", "cause"),
+    [
+        (behind("Add", 0.75), 0.5, Cause.PARAMETERS),
+        (behind("Sub", 0.75), 0.75, Cause.PARAMETERS),
+        (behind("HardSigmoid", alpha=0.2, beta=0.5), 3.0, Cause.HYPERPARAMETERS),
+    ],
+)
+def test_another_constant_than_the_one_in_the_bias_is_that_of_the_operator_behind(target, added, cause):
+    fault = only(faults(source_with(added), target))
+    assert (fault.node.name, fault.cause) == ("behind", cause)
+    assert fault.source_value == pytest.approx(added)
+
+
+def test_a_bias_that_is_off_by_one_number_is_a_bias_where_nothing_behind_adds_one():
+    fault = only(faults(source_with(0.75), behind("Tanh")))
+    assert (fault.node.name, fault.cause) == ("conv", Cause.PARAMETERS)
+
+
+def test_a_bias_that_is_off_by_several_numbers_is_a_bias():
+    noisy = behind("Add", 0.75, bias=BIAS + 0.1 * normal(8, seed=77))
+    assert only(faults(source_with(0.75), noisy)).node.name == "conv"
+
+
+@pytest.mark.parametrize("op", ["LayerNormalization", "InstanceNormalization", "GroupNormalization"])
+def test_normalisations_without_running_statistics_are_compared(op):
+    def norm(format, epsilon):
+        model = Model(format, x=(1, 8, 6, 6))
+        names = [model.const("gamma", GAMMA), model.const("beta", BETA)]
+        model.add(op, "x", *names, out="y", name="norm", shape=(1, 8, 6, 6), epsilon=epsilon)
+        return model
+
+    assert faults(norm("pytorch", 1e-5), norm("onnx", 1e-2)) == []

@@ -78,14 +78,14 @@ def tflite(gates, *, order="ifco"):
     return model
 
 
-def faults(source, target):
+def faults(source, target, declared="float32"):
     one, two = Inside(source.build("y")), Inside(target.build("y"))
-    return Region(one, two, one.graph.nodes, two.graph.nodes, matched({"x": "x"})).faults()
+    return Region(one, two, one.graph.nodes, two.graph.nodes, matched({"x": "x"}), declared).faults()
 
 
-def only(found):
+def only(found, cause=Cause.PARAMETERS):
     assert len(found) == 1, [fault.what for fault in found]
-    assert found[0].cause is Cause.PARAMETERS
+    assert found[0].cause is cause
     return found[0]
 
 
@@ -163,3 +163,105 @@ def test_what_is_packed_otherwise_is_left_to_the_other_rules():
     dense.nodes = [type(dense.nodes[0])(name="d", op="Gemm", inputs=("x", "W"), outputs=("y",))]
     inside = Inside(dense.build("y"))
     assert cells(inside.parameters(inside.graph.nodes[0])) == ()
+
+
+# -- coarser grids ------------------------------------------------------------------------------------------------------
+
+
+def int8(array):
+    step = np.abs(array).max() / 127
+    return (np.round(array / step) * step).astype(np.float32)
+
+
+def float16(array):
+    return array.astype(np.float16).astype(np.float32)
+
+
+ROUNDED = {"int8": int8, "float16": float16}
+
+
+def rounds(grid, *slots):
+    def change(arrays):
+        for slot in slots:
+            arrays[slot] = ROUNDED[grid](arrays[slot])
+
+    return change
+
+
+@pytest.mark.parametrize("grid", ROUNDED)
+@pytest.mark.parametrize("slots", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_packed_weights_on_a_grid_lack_precision(op, slots, grid):
+    gates = blocks(op)
+    fault = only(faults(torch(op, gates), onnx(op, gates, change=rounds(grid, *slots))), Cause.PRECISION)
+    assert f"rounded to {grid}" in fault.what
+
+
+def test_weights_on_a_grid_that_are_not_the_sources_rounded_are_other_weights():
+    def change(arrays):
+        arrays[1] = int8(arrays[1] + 0.1 * normal(*arrays[1].shape, seed=8))
+
+    gates = blocks("LSTM")
+    assert "differ by 0.1" in only(faults(torch("LSTM", gates), onnx("LSTM", gates, change=change))).what
+
+
+@pytest.mark.parametrize(("declared", "count"), [("int8-dynamic", 0), ("float16", 1), ("float32", 1)])
+def test_a_declared_precision_explains_the_weights_of_a_cell(declared, count):
+    gates = blocks("GRU")
+    assert len(faults(torch("GRU", gates), onnx("GRU", gates, change=rounds("int8", 0)), declared=declared)) == count
+
+
+# -- sources that compute a cell step by step ------------------------------------------------------------------------------
+
+
+def unrolled(gates, op="GRU", order="rzh", added=False):
+    """Two steps of a cell as a converter without recurrent operators writes them: dense layers for all gates at once."""
+    model = Model("tflite", x=(1, WIDTH))
+    kernel, recurrent = (model.const(name, packed(gates, order, part)) for part, name in enumerate(("ih", "hh")))
+    biases = [packed(gates, order, part) for part in (2, 3)]
+    biases = [biases[0] + biases[1]] if added else biases
+    first, *second = [model.const(f"bias{place}", array) for place, array in enumerate(biases)]
+    width = HIDDEN * len(order)
+    for step in range(2):
+        model.add("Gemm", "x", kernel, first, out=f"in{step}", native="FULLY_CONNECTED", shape=(1, width))
+        model.add("Gemm", "h", recurrent, *second, out=f"h{step}", native="FULLY_CONNECTED", shape=(1, width))
+        model.add("Add", f"in{step}", f"h{step}", out="y" if step else "h", shape=(1, width))
+    return model
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize(("op", "order"), [("GRU", "rzh"), ("LSTM", "ifco")])
+def test_a_cell_is_the_unrolled_sources_whatever_its_gates_order(op, order, added):
+    gates = blocks(op)
+    assert faults(unrolled(gates, op, order, added), onnx(op, gates)) == []
+
+
+def test_a_kernel_of_input_and_state_joined_is_taken_apart():
+    gates = blocks("LSTM")
+    model = Model("savedmodel", x=(1, WIDTH + HIDDEN))
+    both = np.concatenate([packed(gates, "ifco", 0), packed(gates, "ifco", 1)], axis=1).T
+    model.const("kernel", both)
+    model.add("MatMul", "x", "kernel", out="y", native="MatMul", shape=(1, 4 * HIDDEN))
+    assert faults(model, onnx("LSTM", gates)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "cause", "words"),
+    [
+        (rounds("float16", 1), Cause.PRECISION, "R of gate z is the source's rounded to float16"),
+        (lambda arrays: arrays[1].__imul__(1.05), Cause.PARAMETERS, "R of gate z differs by 0.05"),
+        (lambda arrays: arrays[2][:, :HIDDEN].__imul__(-1), Cause.PARAMETERS, "bias of gate z differs"),
+        (lambda arrays: arrays[1][:, :HIDDEN].fill(0.3), Cause.PARAMETERS, "R of gate z is none of the source's"),
+    ],
+)
+def test_what_is_wrong_with_a_cell_is_told_against_an_unrolled_source(change, cause, words):
+    gates = blocks("GRU")
+    found = faults(unrolled(gates), onnx("GRU", gates, change=change))
+    assert (found[0].cause, found[0].node.name) == (cause, "rnn")
+    assert words in found[0].what
+
+
+def test_a_cell_none_of_whose_matrices_the_source_has_is_not_compared_by_gate():
+    found = faults(unrolled(blocks("GRU", seed=3)), onnx("GRU", blocks("GRU")))
+    assert {fault.parameter for fault in found} == {"W", "R", "B"}
+    assert not any("of gate" in fault.what for fault in found)

@@ -235,11 +235,28 @@ def test_operands_of_a_sum_may_change_places():
     )
 
 
-def test_a_reversed_subtraction_takes_its_operands_the_other_way_round():
-    source = binary("pytorch", "Sub", "a", "c", native="aten.rsub.Tensor")
-    assert not any(
-        "exchanged" in item.what for item in examined(source, binary("onnx", "Sub", "c", "a"), alignment=BOTH)
-    )
+SCALARS = [
+    ({"other": 2.5}, ("x", "c"), False),
+    ({"other": 2.5}, ("c", "x"), True),
+    ({"other": 2.5, "reversed": 1}, ("c", "x"), False),
+    ({"other": 2.5, "reversed": 1}, ("x", "c"), True),
+    ({"self": 2.5}, ("c", "x"), False),
+    ({"self": 2.5}, ("x", "c"), True),
+]
+
+
+@pytest.mark.parametrize(("scalar", "operands", "wrong"), SCALARS)
+@pytest.mark.parametrize("op", ["Sub", "Div", "Pow"])
+def test_a_scalar_attribute_is_an_operand_like_a_constant(op, scalar, operands, wrong):
+    source, target = Model("pytorch", x=SHAPE), Model("onnx", x=SHAPE)
+    source.add(op, "x", out="y", name="op", shape=SHAPE, **scalar)
+    target.const("c", np.float32(2.5))
+    target.add(op, *operands, out="y", name="op", shape=SHAPE)
+    found = examined(source, target, alignment=matched({"x": "x"}))
+    assert ("exchanged" in found[0].what) is wrong
+    if wrong:
+        assert found[0].cause is Cause.STRUCTURE
+        assert set(found[0].source_value) == {"x", "2.5"}
 
 
 def joined(format, *names):

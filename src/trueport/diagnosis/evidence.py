@@ -237,17 +237,25 @@ def paired(stretch: structure.Stretch, partners: Mapping[str, frozenset[str]]) -
             compared = compared or _taken_apart(stretch, node)
             if compared:
                 other, differing = min(compared, key=lambda item: len(item[1]))
-                found.append((other, node, _telling(stretch, ours, theirs, differing)))
+                if len(ours) != len(theirs):
+                    differing = _telling(stretch, (ours, theirs), (other, node), differing)
+                found.append((other, node, differing))
     return found
 
 
 def _telling(
-    stretch: structure.Stretch, ours: Sequence[Node], theirs: Sequence[Node], differing: list[mismatches.Mismatch]
+    stretch: structure.Stretch,
+    kinds: tuple[Sequence[Node], Sequence[Node]],
+    pair: tuple[Node, Node],
+    differing: list[mismatches.Mismatch],
 ) -> list[mismatches.Mismatch]:
-    """Leave out what follows from another number of operators: one in both directions for two, one window for several."""
-    if len(ours) == len(theirs):
-        return differing
+    """Leave out what follows from another number of operators: one in both directions for two, one window for several,
+    the windows of operators that read different values."""
+    ours, theirs = kinds
     several = mismatches.windows(stretch.source, ours) == mismatches.windows(stretch.target, theirs)
+    if not several:
+        mine, its = stretch.target.data(pair[1])[:1], stretch.source.data(pair[0])[:1]
+        several = not any(name in structure.stands_for(stretch, value) for value in mine for name in its)
     return [item for item in differing if item.name != "direction" and not (item.name == "window" and several)]
 
 

@@ -1,13 +1,19 @@
-"""BatchNorms that were folded into a neighbour with another epsilon than their own."""
+"""What a converter folds into a neighbour: a BatchNorm, maybe with another epsilon than its own; a constant that is
+added to a whole tensor, into the bias before it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from trueport.diagnosis import pool
+from trueport.diagnosis.attributes import typed
+from trueport.diagnosis.operators import kind, moves
 from trueport.diagnosis.pool import Known, Norm
+from trueport.diagnosis.region import Inside
+from trueport.graph import Node
 
 
 def wrong_epsilon(mine: Known, raw: Sequence[Known], norms: Sequence[Norm]) -> tuple[str, str, str] | None:
@@ -56,3 +62,65 @@ def _epsilons(mine: Known, raw: Sequence[Known], norm: Norm) -> Iterator[float]:
         if middle > 0:
             yield float(f"{middle:.1g}")
             yield float(f"{middle:.3g}")
+
+
+@dataclass(frozen=True, slots=True)
+class Absorbed:
+    """A constant that the source added to a bias and the target adds in a node of its own.
+
+    equal: both are the same number. attribute: it is one of the node's attributes, else a parameter.
+    """
+
+    node: Node
+    what: str
+    source_value: float
+    target_value: float
+    equal: bool
+    attribute: bool
+
+
+def absorbed(target: Inside, node: Node, mine: Known, theirs: Known) -> Absorbed | None:
+    """The node behind `node` that adds what makes the source's bias of the target's; None where no one number does."""
+    t, s = mine.array.ravel(), theirs.array.ravel()
+    if t.size != s.size or t.size < 2 or np.squeeze(mine.array).ndim != 1:
+        return None
+    added = float(np.mean(s - t))
+    size = max(float(np.max(np.abs(s))), float(np.max(np.abs(t))))
+    if abs(added) <= 1e-4 * size or float(np.max(np.abs(s - t - added))) > pool.CLOSE * size:
+        return None
+    for reader in _readers(target, node):
+        own = _added(target, reader)
+        if own is not None:
+            value, attribute = own
+            what = f"{kind(reader)} '{reader.shown}' adds {value:.6g} where the source adds {added:.6g} to the bias before it"
+            equal = abs(value - added) <= 2 * pool.CLOSE * size
+            return Absorbed(reader, what, float(f"{added:.6g}"), float(f"{value:.6g}"), equal, attribute)
+    return None
+
+
+def _readers(inside: Inside, node: Node) -> Iterator[Node]:
+    """The nodes that compute with what a node gives, looked for through what only hands it on."""
+    front = list(node.outputs)
+    for name in front:
+        for reader in inside.graph.nodes:
+            if name in reader.inputs:
+                if moves(reader):
+                    front += [value for value in reader.outputs if value not in front]
+                else:
+                    yield reader
+
+
+def _added(inside: Inside, node: Node) -> tuple[float, bool] | None:
+    """What a node adds to all elements of its data before anything else, and whether that is an attribute."""
+    if kind(node) in ("HardSigmoid", "HardSwish"):  # max(0, min(1, alpha * x + beta)), of x + beta / alpha
+        found = {"alpha": 1 / 6, "beta": 0.5, **typed(inside, node)} if kind(node) == "HardSigmoid" else {}
+        return found.get("beta", 0.5) / found.get("alpha", 1 / 6), True
+    if kind(node) not in ("Add", "Sub") or len(inside.data(node)) != 1:
+        return None
+    first = bool(node.inputs) and node.inputs[0] in inside.dynamic
+    sign = 1.0 if kind(node) == "Add" else -1.0
+    single = [item.array for item in inside.parameters(node) if item.real and item.array.size == 1]
+    if single and (first or kind(node) == "Add"):
+        return sign * float(single[0].ravel()[0]), False
+    other = node.attributes.get("other")
+    return (sign * float(other), True) if isinstance(other, (int, float)) and "rsub" not in node.native_op else None

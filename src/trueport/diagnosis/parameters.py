@@ -263,6 +263,9 @@ class Region:
             slack = _DECLARED_SLACK.get(self.declared, 0.0)
             if array.size == nearest.array.size and differences.distance(array, nearest.array) < slack:
                 return None
+        absorbed = None if nearest is None else folding.absorbed(self.target, item.node, mine, nearest)
+        if absorbed is not None:
+            return self._folded_in(absorbed)
         epsilon = folding.wrong_epsilon(mine, self.pool.raw, self._norms())
         if epsilon is not None:
             return self._fault(item, epsilon[0], epsilon[1], epsilon[2], nearest, 1.0)
@@ -293,6 +296,14 @@ class Region:
         return Fault(
             item.node, Cause.PARAMETERS, what, source_value, target_value, UNEXPLAINED + far, names, item.stored
         )
+
+    @staticmethod
+    def _folded_in(found: folding.Absorbed) -> Fault | None:
+        """The fault of an operator whose constant the source added to its bias; None where both constants are equal."""
+        if found.equal:
+            return None
+        cause = Cause.HYPERPARAMETERS if found.attribute else Cause.PARAMETERS
+        return Fault(found.node, cause, found.what, found.source_value, found.target_value, SLOT)
 
     def _on_grid(self, item: Parameter, nearest: Known, grid: str) -> Fault:
         what = f"{_role(item)} '{item.stored}' is the source's rounded to {grid}, which nobody declared"
@@ -370,24 +381,27 @@ class Region:
 
     def _recurrent(self, node: Node) -> list[Fault] | None:
         """The faults of a recurrent node; None when it is none, or packed in a way that is not known."""
-        theirs = recurrent.cells(self.target.parameters(node)) if kind(node) in recurrent.KINDS else ()
-        ours = [cell for item in self.ours for cell in recurrent.cells(self.source.parameters(item))]
-        if not theirs or not ours:
+        if kind(node) not in recurrent.KINDS:
             return None
+        sources = [self.source.parameters(item) for item in self.ours]
+        arrays = {", ".join(known.names): layouts.tight(known.array) for known in self.pool.raw}
+        found = recurrent.judged(self.target.parameters(node), sources, arrays)
         names = tuple(item.name for item in self.ours if kind(item) in recurrent.KINDS)
-        return [
-            Fault(
-                node,
-                Cause.PARAMETERS,
-                fault.what,
-                f"{', '.join(fault.names)}: {fault.source_value}",
-                f"{fault.parameter}: {fault.target_value}",
-                UNEXPLAINED + 1,
-                names,
-                fault.parameter,
-            )
-            for fault in recurrent.compare(theirs, ours)
-        ]
+        return (
+            None if found is None else [self._of_gate(node, fault, names) for fault in found if self._undeclared(fault)]
+        )
+
+    def _undeclared(self, fault: recurrent.GateFault) -> bool:
+        """Whether the declared precision does not explain what is wrong with a gate."""
+        if fault.grid is not None and precision.covered(fault.grid, self.declared):
+            return False
+        return fault.far >= _DECLARED_SLACK.get(self.declared, 0.0)
+
+    @staticmethod
+    def _of_gate(node: Node, fault: recurrent.GateFault, names: tuple[str, ...]) -> Fault:
+        cause = Cause.PARAMETERS if fault.grid is None else Cause.PRECISION
+        ours, theirs = f"{', '.join(fault.names)}: {fault.source_value}", f"{fault.parameter}: {fault.target_value}"
+        return Fault(node, cause, fault.what, ours, theirs, UNEXPLAINED + 1, names, fault.parameter)
 
     def _slots(self, node: Node) -> list[Fault]:
         """Parameters of a normalisation that stand in each other's place."""

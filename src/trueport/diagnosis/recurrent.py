@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from trueport.diagnosis import precision
 from trueport.diagnosis.operators import kind, native
 from trueport.diagnosis.region import Parameter
 
@@ -149,7 +150,8 @@ _READERS = {"torch": _torch, "keras": _keras, "onnx": _onnx, "tflite": _tflite}
 
 @dataclass(frozen=True, slots=True)
 class GateFault:
-    """What is wrong with one part of a cell: the gate -> what the source has there. `names`: of the source's parameters."""
+    """What is wrong with one part of a cell. `names`: of the source's parameters; `grid`: the narrow type that the source's
+    weights were rounded to, where that is all; `far`: distance as a share of the size."""
 
     part: str
     what: str
@@ -157,6 +159,8 @@ class GateFault:
     target_value: str
     names: tuple[str, ...]
     parameter: str | None
+    grid: str | None = None
+    far: float = 1.0
 
 
 def _close(target: np.ndarray, source: np.ndarray) -> bool:
@@ -240,10 +244,127 @@ def _fault(cell: Cell, source: Cell, wrong: list[tuple[str, str]]) -> GateFault:
     ours, theirs = _values(cell, source, wrong[0])
     if not np.any(theirs):
         return GateFault(main, f"{gates}{more}: all zeros in the target", _shown(ours), "all zeros", names, parameter)
-    far = float(np.sqrt(np.mean(np.square(theirs - ours))) / max(float(np.sqrt(np.mean(np.square(ours)))), 1e-30))
-    return GateFault(
-        main, f"{gates}{more} differ by {far:.3g} of their size", _shown(ours), _shown(theirs), names, parameter
-    )
+    far = _far(theirs, ours)
+    grid = _grid(cell, source, dict.fromkeys(parts))
+    if grid is not None:
+        what = f"{gates}{more} are the source's rounded to {grid}"
+        theirs_shown = f"{_shown(theirs)}, on a {grid} grid, off by {far:.2g} of its size"
+        return GateFault(main, what, _shown(ours), theirs_shown, names, parameter, grid, far)
+    what = f"{gates}{more} differ by {far:.3g} of their size"
+    return GateFault(main, what, _shown(ours), _shown(theirs), names, parameter, None, far)
+
+
+def _far(target: np.ndarray, source: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(target - source))) / max(float(np.sqrt(np.mean(np.square(source)))), 1e-30))
+
+
+def _grid(cell: Cell, source: Cell, parts: Iterable[str]) -> str | None:
+    """The grid to which all gates of these parts were rounded; None where it is not one and the same."""
+    found: set[str | None] = set()
+    for part in parts:
+        for packed in ("Wb", "Rb") if part == "bias" else (part,):
+            if any((packed, gate) not in item.blocks for item in (cell, source) for gate in cell.order):
+                continue
+            ours, theirs = (
+                np.concatenate([item.blocks[packed, gate] for gate in cell.order]) for item in (source, cell)
+            )
+            if not _close(theirs, ours):
+                found.add(precision.grid_of(theirs, ours))
+    return found.pop() if len(found) == 1 else None
+
+
+# -- cells that the source computes step by step ---------------------------------------------------------------------------
+
+
+def judged(
+    target: Sequence[Parameter], sources: Iterable[Sequence[Parameter]], arrays: Mapping[str, np.ndarray]
+) -> list[GateFault] | None:
+    """What is wrong with the cells of a target node; None where they are packed in a way that is not known.
+
+    sources: the parameters of each node of the source. arrays: all of them, by name, for a source that computes its
+    cells step by step.
+    """
+    theirs = cells(target)
+    if not theirs:
+        return None
+    ours = [cell for parameters in sources for cell in cells(parameters)]
+    if ours:
+        return compare(theirs, ours)
+    found = [scattered(cell, arrays) for cell in theirs]
+    return None if all(item is None for item in found) else [fault for item in found for fault in item or ()]
+
+
+def scattered(cell: Cell, arrays: Mapping[str, np.ndarray]) -> list[GateFault] | None:
+    """Compare a cell with matrices that hold its gates in any order and packing, as an unrolled or looping source has them.
+
+    arrays: parameter -> [m, n] or [n]. None when less than half of the gates' matrices are found there: not this cell's.
+    """
+    matrices = {name: array for name, array in arrays.items() if array.ndim == 2}
+    found: list[GateFault] = []
+    known = 0
+    for part in ("W", "R"):
+        for gate in cell.order:
+            block = cell.blocks[part, gate]
+            near = min(_cut_out(block, matrices), key=lambda item: _far(block, item[1]), default=None)
+            if near is None or _far(block, near[1]) > _UNLIKE:
+                found.append(_unknown(cell, part, gate, block))
+                continue
+            known += 1
+            name, ours = near
+            if not _close(block, ours):
+                far, grid = _far(block, ours), precision.grid_of(block, ours)
+                how = f"is the source's rounded to {grid}" if grid else f"differs by {far:.3g} of its size"
+                what = f"{part} of gate {gate} {how}"
+                told = f"{_shown(block)}, off by {far:.2g} of its size"
+                found.append(GateFault(part, what, _shown(ours), told, (name,), cell.slots.get(part), grid, far))
+    if known < len(cell.order):
+        return None
+    vectors = {name: array for name, array in arrays.items() if array.ndim == 1}
+    return found + [fault for gate in cell.order if (fault := _loose_bias(cell, gate, vectors)) is not None]
+
+
+def _loose_bias(cell: Cell, gate: str, vectors: Mapping[str, np.ndarray]) -> GateFault | None:
+    """A gate's bias that the source's vectors hold neither added up nor as two."""
+    added = cell.bias(gate)
+    blocks = [(name, part) for name, array in vectors.items() for part in _parts(array, added.size)]
+    if not np.any(added) or not blocks:
+        return None
+    two = [cell.blocks[part, gate] for part in ("Wb", "Rb") if (part, gate) in cell.blocks]
+    two = [array for array in two if np.any(array)]
+    if any(_close(added, block) for _, block in blocks):
+        return None
+    if all(any(_close(array, block) for _, block in blocks) for array in two):
+        return None
+    wanted = next((array for array in two if not any(_close(array, block) for _, block in blocks)), added)
+    name, ours = min(blocks, key=lambda item: _far(wanted, item[1]))
+    far = _far(wanted, ours)
+    what = f"bias of gate {gate} differs by {far:.3g} of its size"
+    return GateFault("Wb", what, _shown(ours), _shown(wanted), (name,), cell.slots.get("Wb"), None, far)
+
+
+def _parts(array: np.ndarray, size: int) -> list[np.ndarray]:
+    return np.split(array, array.size // size) if array.size and array.size % size == 0 else []
+
+
+_UNLIKE = 0.7
+"""Distance from which on a block is none of the source's: unrelated blocks are 1.4 times their size apart."""
+
+
+def _unknown(cell: Cell, part: str, gate: str, block: np.ndarray) -> GateFault:
+    what = f"{part} of gate {gate} is none of the source's matrices here"
+    return GateFault(part, what, "no matrix like it", _shown(block), (), cell.slots.get(part))
+
+
+def _cut_out(block: np.ndarray, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Every part of the arrays that a gate's matrix [hidden, in] may be: as it lies and transposed, alone or packed."""
+    rows, columns = block.shape
+    for name, array in arrays.items():
+        for turned in (array, array.T):
+            if turned.shape[0] % rows or turned.shape[1] < columns:
+                continue
+            for left in sorted({0, turned.shape[1] - columns}):
+                for top in range(0, turned.shape[0], rows):
+                    yield name, turned[top : top + rows, left : left + columns]
 
 
 def _values(cell: Cell, source: Cell, place: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,18 @@ from typing import Any
 import numpy as np
 
 from trueport.align.types import Alignment
-from trueport.diagnosis.operators import ACTIVATIONS, ARITHMETIC, MOVEMENT, ORDERED, PARTS, kind, kinds, moves, parts
+from trueport.diagnosis.operators import (
+    ACTIVATIONS,
+    ARITHMETIC,
+    MOVEMENT,
+    ORDERED,
+    PARTS,
+    kind,
+    kinds,
+    moves,
+    number,
+    parts,
+)
 from trueport.diagnosis.region import Inside
 from trueport.diagnosis.types import Finding
 from trueport.graph import FINE, Node
@@ -241,7 +252,7 @@ def _names(nodes: Sequence[Node]) -> tuple[str, ...]:
 # -- operands -----------------------------------------------------------------------------------------------------------
 
 
-def _twins(stretch: Stretch, value: str) -> frozenset[str]:
+def stands_for(stretch: Stretch, value: str) -> frozenset[str]:
     """The source values that a target value may stand for."""
     match = stretch.alignment.matches.get(value)
     if match is None:
@@ -268,27 +279,39 @@ def _swapped(stretch: Stretch) -> list[Oddity]:
     found = []
     for name in sorted({kind(node) for node in stretch.theirs} & ORDERED):
         for ours, theirs in _pairs(stretch, name):
-            if len(theirs.inputs) < 2 or len(ours.inputs) < 2:
+            its, mine = (_operands(inside, node) for inside, node in ((stretch.source, ours), (stretch.target, theirs)))
+            if its is None or mine is None:
                 continue
-            mine, its = theirs.inputs[:2], ours.inputs[:2]
-            fixed = [value not in stretch.target.dynamic for value in mine]
-            wanted = [value not in stretch.source.dynamic for value in its]
+            fixed, wanted = (
+                [value not in inside.dynamic for value in values]
+                for inside, values in ((stretch.target, mine), (stretch.source, its))
+            )
             if sum(fixed) == 1 and sum(wanted) == 1:
                 wrong = fixed != wanted and name not in ("MatMul",)
             elif not any(fixed) and not any(wanted):
-                twins = [_twins(stretch, value) for value in mine]
+                twins = [stands_for(stretch, value) for value in mine]
                 wrong = its[1] in twins[0] and its[0] in twins[1] and not (its[0] in twins[0] and its[1] in twins[1])
             else:
                 continue
-            if wrong and not _reversed(ours, theirs):
+            if wrong:
                 what = f"the operands of {name} are exchanged"
                 found.append(Oddity(theirs, what, list(its), list(mine), SWAPPED, (ours.name,)))
     return found
 
 
-def _reversed(ours: Node, theirs: Node) -> bool:
-    """Whether one of two nodes takes its operands the other way round by definition (PyTorch's rsub)."""
-    return any("rsub" in node.native_op for node in (ours, theirs))
+def _operands(inside: Inside, node: Node) -> tuple[str, str] | None:
+    """The first two operands in the order in which they are computed with; a scalar among the attributes is one."""
+    found = list(node.inputs[:2])
+    if len(found) == 1:
+        scalar = next(
+            (name for name in ("other", "exponent", "self") if number(node.attributes, name) is not None), None
+        )
+        if scalar is None:
+            return None
+        found.insert(0 if scalar == "self" else 1, f"{number(node.attributes, scalar):.6g}")
+    if len(found) != 2:
+        return None
+    return (found[1], found[0]) if node.attributes.get("reversed") else (found[0], found[1])
 
 
 def _joined(stretch: Stretch) -> list[Oddity]:
@@ -299,7 +322,7 @@ def _joined(stretch: Stretch) -> list[Oddity]:
         its = [value for value in ours.inputs if value in stretch.source.dynamic]
         if len(mine) != len(its) or len(mine) < 2:
             continue
-        twins = [_twins(stretch, value) for value in mine]
+        twins = [stands_for(stretch, value) for value in mine]
         order = [[place for place, value in enumerate(its) if value in twin] for twin in twins]
         if any(not places for places in order) or all(place in places for place, places in enumerate(order)):
             continue
@@ -393,7 +416,7 @@ def _stages(stretch: Stretch) -> tuple[Node, tuple[Node, ...]] | None:
         return None
     for fine in (False, True):
         ours = _chain(stretch.source, [node for node in stretch.ours if node.name.startswith(FINE) == fine])
-        if not ours or stretch.source.data(ours[0])[0] not in _twins(stretch, start):
+        if not ours or stretch.source.data(ours[0])[0] not in stands_for(stretch, start):
             continue
         numbers = np.arange(int(np.prod(shape)))
         values = [numbers.reshape(shape)]
