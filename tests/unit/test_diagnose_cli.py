@@ -10,13 +10,16 @@ import shlex
 import jsonschema
 import numpy as np
 import pytest
-from onnx_small import BUILDERS
+from onnx_small import BUILDERS, build
 from pipeline_models import ENTRY, read, scale, trueport, write, write_changed
 
 from trueport import api, results
+from trueport.artifact import Artifact
 from trueport.compare.types import Verdict
-from trueport.outcome import Failure, Stage
+from trueport.conversion import Attempt, Conversion, HopResult
+from trueport.outcome import Failure, Kind, Stage
 from trueport.report import REPORTERS
+from trueport.routes import Hop, Route, steps
 from trueport.session import Session, Settings
 from trueport.testing import plant
 
@@ -341,3 +344,75 @@ def test_a_planted_fault_in_a_real_model_is_named(tmp_path):
     assert suspect["target_nodes"][0] in truth.nodes
     assert suspect["cause"] == truth.cause == "parameters"
     assert suspect["target_nodes"][0] in done.stdout
+
+
+def test_a_failed_hop_still_says_which_versions_failed(tmp_path):
+    with Session(Settings(timeout=120)) as session:
+        build(session, "batch_norm", tmp_path / "model.onnx")
+    words = [
+        "convert",
+        "model.onnx",
+        "--to",
+        "onnx",
+        "-o",
+        "out.onnx",
+        "--route",
+        "opset",
+        "--option",
+        "opset.opset=99",
+    ]
+    done = trueport(*words, "--json", "c.json", cwd=tmp_path)
+    assert done.returncode == 4
+    (hop,) = read(tmp_path / "c.json")["tried"][0]["hops"]
+    assert hop["failure"]["stage"] == "convert"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", hop["versions"]["onnx"])
+    assert hop["known_issue"] is None
+
+
+OLD_EXPORTER = "No module named 'onnxscript._framework_apis.torch_2_11'"
+
+
+@pytest.mark.parametrize(
+    ("step", "message", "versions", "known", "sure"),
+    [
+        ("torch-dynamo", OLD_EXPORTER, {"onnxscript": "0.5.6"}, "onnxscript-older-than-torch", True),
+        ("torch-dynamo", OLD_EXPORTER, {}, "onnxscript-older-than-torch", False),
+        ("torch-dynamo", "PassError: it broke", {"onnxscript": "0.5.6"}, "onnxscript-onnx-ir-1.1", True),
+        ("torch-dynamo", "PassError: it broke", {"onnxscript": "0.7.2"}, None, False),
+        ("onnxsim", "PassError: it broke", {"onnxscript": "0.5.6"}, None, False),
+        ("torch-dynamo", "something else broke", {"onnxscript": "0.5.6"}, None, False),
+    ],
+)
+def test_a_known_bug_stands_beside_the_failure(tmp_path, step, message, versions, known, sure):
+    failure = Failure(stage=Stage.CONVERT, kind=Kind.RAISED, message=message)
+    hop = Hop(step=steps()[step])
+    attempt = Attempt(route=Route(hops=(hop,)), hops=(HopResult(hop=hop, outcome=failure, versions=versions),))
+    source = Artifact.open(write(tmp_path / "model.fake"))
+    result = Conversion(source=source, target_format="onnx", attempts=(attempt,), chosen=None, output=None)
+    document = results.convert_document(result, rerun="trueport convert")
+    jsonschema.Draft202012Validator(results.schema("convert")).validate(document)
+    issue = document["tried"][0]["hops"][0]["known_issue"]
+    assert (issue and issue["id"]) == known
+    if known:
+        assert issue["summary"].startswith("probably: ") != sure
+    for _, render in REPORTERS.values():
+        text = render(document)
+        assert known in text if known else "nown issue" not in text
+
+
+@pytest.mark.slow
+def test_a_known_bug_of_a_real_converter_is_named_with_the_version_to_take(tmp_path):
+    """onnxscript 0.5.6, in an environment of its day, gives two convolutions one bias."""
+    with Session(Settings(timeout=120)) as session:
+        build(session, "conv_bn_twice", tmp_path / "model.onnx")
+    words = ["convert", "model.onnx", "--to", "onnx", "-o", "out.onnx", "--route", "onnxscript-optimizer"]
+    words += ["--with", "onnxscript==0.5.6", "--as-of", "2025-11-25", "--json", "c.json"]
+    done = trueport(*words, cwd=tmp_path, timeout=500)
+    assert done.returncode == 1, done.stderr
+    found = read(tmp_path / "c.json")["diagnose"]
+    assert (found["known_issue"]["id"], found["known_issue"]["fixed_in"]) == ("onnxscript-2553", "0.5.7")
+    assert found["stage"]["step"] == "onnxscript-optimizer"
+    suspect = found["suspects"][0]
+    assert (suspect["operator"], suspect["cause"]) == ("Conv", "parameters")
+    assert "bias" in suspect["detail"]["what"]
+    assert "fixed in 0.5.7" in done.stdout
