@@ -23,7 +23,9 @@ from trueport.routes import Hop, Route, steps
 from trueport.session import Session, Settings
 from trueport.testing import plant
 
-CODES = {"faithful": 0, "deviates": 1, "two": 1, "incomparable": 1, "flaky": 1, "nan": 1}
+CODES = {"faithful": 0, "deviates": 1, "two": 1, "incomparable": 1, "flaky": 1, "nan": 1, "inputs": 1}
+VERDICTS = {"nan": "deviates", "two": "deviates", "inputs": "incomparable"}
+"""Of those that are not called after theirs."""
 
 
 def two_faults(model) -> None:
@@ -42,6 +44,7 @@ def folder(tmp_path_factory):
     write(folder / "incomparable.fake", faults={"signature": ["crash"]})
     write(folder / "flaky.fake", faults={"run": ["random:0.2"]})
     write(folder / "nan.fake", faults={"run": ["nan"]})
+    write(folder / "inputs.fake", inputs=2)
     write(folder / "untraced.fake", seed=3, faults={"trace": ["raise:cannot be looked into"]})
     np.savez(folder / "given.npz", x0=np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32))
     return folder
@@ -62,9 +65,7 @@ def diagnosed(folder):
 def test_it_ends_with_the_code_of_its_verdict(diagnosed, name, code):
     done, document = diagnosed[name]
     assert done.returncode == code, done.stderr
-    assert (
-        document["verdict"] == document["verify"]["verdict"] == {"nan": "deviates", "two": "deviates"}.get(name, name)
-    )
+    assert document["verdict"] == document["verify"]["verdict"] == VERDICTS.get(name, name)
     assert "Traceback" not in done.stderr
 
 
@@ -129,12 +130,20 @@ def test_a_faithful_target_is_told_as_such(diagnosed):
     assert (document["stage"], document["known_issue"], document["alignment"]) == (None, None, {})
 
 
-def test_figures_that_are_not_numbers_are_strings(diagnosed):
-    """`read` refuses a bare NaN or Infinity."""
-    (suspect,) = diagnosed["nan"][1]["suspects"][:1] or [None]
-    if suspect is not None:
-        for key in ("accumulated", "local", "causal"):
-            assert isinstance(suspect[key], float | int) or suspect[key] in ("NaN", "Infinity", "-Infinity")
+def test_figures_that_were_not_measured_are_the_string_nan(diagnosed):
+    """`read` refuses a bare NaN. An input that cannot be fed is told without a run, so without figures."""
+    done, document = diagnosed["inputs"]
+    (suspect,) = document["suspects"]
+    assert [suspect[key] for key in ("accumulated", "local", "causal")] == ["NaN"] * 3
+    assert suspect["cause"] == "inputs"
+    assert re.search(r"^1\s+the inputs\s+inputs\s+–\s+–$", done.stdout, flags=re.M)
+
+
+def test_an_output_that_is_not_a_number_is_no_suspect_by_itself(diagnosed):
+    """Only the run of the whole model spoils it here: no place inside shows the fault, and none is invented."""
+    document = diagnosed["nan"][1]
+    assert document["suspects"] == []
+    assert any("not numbers" in note for note in document["notes"])
 
 
 def test_the_rerun_is_the_command_and_gives_the_same(diagnosed, folder):
