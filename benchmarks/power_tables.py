@@ -98,7 +98,7 @@ def totals(cases: Iterable[Case]) -> dict[str, Any]:
         "single": len(found),
         "ineffective": sum(case["mode"] == "single" for case in known) - len(found),
         "pairs": len({case["pair"] for case in found}),
-        "models": len({case["model"] for case in found}),
+        "models": len({case["model"].partition("#")[0] for case in found}),
         "kinds": len({case["kind"] for case in found}),
         **{name: share(found, name) for name in (*FLOORS, "cause_exact")},
         "spurious": sum(case["spurious"] for case in found),
@@ -165,7 +165,7 @@ def text(cases: Sequence[Case]) -> str:
         lines += table("pair", found, lambda case: case["pair"])
         lines += table("names", found, lambda case: "shared" if case["names"] else "not shared")
         lines += table("row", found, lambda case: f"{case['row']}: {ROWS[case['row']]}")
-        lines += table("model", found, lambda case: case["model"])
+        lines += table("model", found, lambda case: case["model"].partition("#")[0])
         lines += table("kind", found, lambda case: case["kind"])
     several = [case for case in cases if case["mode"] == "several"]
     if several:
