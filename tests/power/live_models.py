@@ -267,6 +267,14 @@ def _onnx(name, out):
             "Slice", longs("from", 0), longs("to", 4), longs("axes", 2), longs("step", 2), out_shape=[1, 4, 2, 4]
         ),
         "layer_norm": lambda: one("LayerNormalization", floats("scale", 4), floats("bias", 4), axis=-1),
+        "conv_norm": lambda: (
+            [
+                node("Conv", ["x", floats("w", 4, 4, 3, 3)], ["c"], pads=[1, 1, 1, 1]),
+                node("LayerNormalization", ["c", floats("scale", 4), floats("bias", 4)], ["y"], axis=-1),
+            ],
+            [value("x", square)],
+            [value("y", square)],
+        ),
         "three_channels": lambda: one(
             "Conv", floats("w", 5, 3, 3, 3), shape=[1, 3, 16, 16], out_shape=[1, 5, 14, 14]
         ),

@@ -103,7 +103,8 @@ ROWS = (
         places=("Conv",),
         causes=(WEIGHTS,),
         issue="onnxscript-2883",
-        **OLD,
+        packages=("onnxscript==0.5.7",),
+        as_of="2025-12-20",
     ),
     Row(
         id="onnxscript-beta",
@@ -285,7 +286,7 @@ ROWS = (
         model="layer_norm",
         route="onnx2tf-tflite",
         places=LAYER_NORM,
-        causes=(FORM, VALUE),
+        causes=(Cause.INPUTS,),
         issue="onnx2tf-layernorm-layout",
     ),
     Row(
@@ -332,6 +333,7 @@ ROWS = (
         model="reverse",
         route="tflite-savedmodel",
         places=("Reverse", "REVERSE_V2"),
+        causes=(Cause.RUNTIME,),
         issue="tflite-reverse-axes",
     ),
     Row(
@@ -380,6 +382,14 @@ ROWS = (
         route="torch-dynamo",
         options=("torch-dynamo.opset=23",),
         expected="faithful",
+    ),
+    Row(
+        id="N2-conv-norm",
+        maker="onnx",
+        model="conv_norm",
+        route="onnx2tf-tflite",
+        expected="faithful",
+        converted_here=True,
     ),
     Row(id="O6", maker="onnx", model="batch_norm", route="onnx2torch", expected="faithful"),
     Row(id="N6", maker="onnx", model="three_channels", route="onnx2tf-tflite", expected="faithful"),

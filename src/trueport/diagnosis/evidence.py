@@ -14,8 +14,18 @@ from typing import Any
 import numpy as np
 
 from trueport.align.types import Alignment
-from trueport.diagnosis import attributes, inputs, mismatches, parameters, precision, preparation, scalars, structure
-from trueport.diagnosis.operators import activation, kind, moves
+from trueport.diagnosis import (
+    attributes,
+    inputs,
+    mismatches,
+    parameters,
+    precision,
+    preparation,
+    recurrent,
+    scalars,
+    structure,
+)
+from trueport.diagnosis.operators import ARITHMETIC, activation, kind, moves
 from trueport.diagnosis.region import Inside
 from trueport.diagnosis.types import Cause, Evidence, Finding
 from trueport.graph import FINE, Node
@@ -48,7 +58,11 @@ STATIC = -5.0
 MORE = 0.05
 """Share of the weight of further evidence against the same node that is added."""
 
-REDUCTIONS = {"Softmax": ("ReduceMax", "ReduceSum"), "LogSoftmax": ("ReduceMax", "ReduceSum")}
+REDUCTIONS = {
+    "LayerNormalization": ("ReduceMean",),
+    "LogSoftmax": ("ReduceMax", "ReduceSum"),
+    "Softmax": ("ReduceMax", "ReduceSum"),
+}
 """Kind -> the reductions that it consists of, along its own axis."""
 
 MOST_ATTRIBUTES = 4
@@ -94,12 +108,15 @@ def examine(
     if finding.kind == "missing":
         points += _of_parameters(known)
         points += [_neutral(node, theirs) for node in region_of]
+        points += _of_scalars(scalars.epsilons(ours, theirs, mine, region))
+        points += _of_attributes(stretch, {}, frozenset(REDUCTIONS))
     elif finding.kind != "extra" and (finding.kind not in ("shuffle", "layout") or known.pool.raw):
         points += _of_parameters(known)
-        points += _of_scalars(ours, theirs, mine, region)
+        points += _of_scalars(scalars.odd(ours, theirs, mine, region))
+        points += _of_scalars(scalars.epsilons(ours, theirs, mine, region))
         points += _of_attributes(stretch, known.partners)
         points += _of_bounds(stretch)
-    return _ranked(finding, theirs, region, points, mine)
+    return _ranked(finding, theirs, region, points, mine, precision)
 
 
 def _idle(node: Node, inside: Inside, alignment: Alignment) -> bool:
@@ -140,8 +157,8 @@ def _of_parameters(region: parameters.Region) -> Iterable[_Point]:
         )
 
 
-def _of_scalars(source: Inside, target: Inside, ours: Sequence[Node], theirs: Sequence[Node]) -> Iterable[_Point]:
-    for odd in scalars.odd(source, target, ours, theirs):
+def _of_scalars(found: Iterable[scalars.Odd]) -> Iterable[_Point]:
+    for odd in found:
         yield _Point(
             odd.node.name,
             odd.cause,
@@ -162,8 +179,13 @@ def _of_preparation(stretch: structure.Stretch) -> Iterable[_Point]:
             yield _Point(node.name, Cause.INPUTS, done.what, done.source_value, done.target_value, weight)
 
 
-def _of_attributes(stretch: structure.Stretch, partners: Mapping[str, frozenset[str]]) -> Iterable[_Point]:
+def _of_attributes(
+    stretch: structure.Stretch, partners: Mapping[str, frozenset[str]], only: frozenset[str] | None = None
+) -> Iterable[_Point]:
+    """`only`: the kinds of the target's operators to look at."""
     for ours, theirs, found in paired(stretch, partners):
+        if only is not None and (kind(theirs) not in only or kind(ours) not in REDUCTIONS[kind(theirs)]):
+            continue
         if not found or len(found) > MOST_ATTRIBUTES:
             continue
         owner = found[0].node if len(found) == 1 and found[0].node in {node.name for node in stretch.theirs} else None
@@ -302,7 +324,12 @@ def _is_fused(stretch: structure.Stretch, odd: structure.Oddity) -> bool:
 
 
 def _ranked(
-    finding: Finding, target: Inside, region: Sequence[Node], points: Sequence[_Point], ours: Sequence[Node]
+    finding: Finding,
+    target: Inside,
+    region: Sequence[Node],
+    points: Sequence[_Point],
+    ours: Sequence[Node],
+    precision: str,
 ) -> tuple[Evidence, ...]:
     against: dict[str, list[_Point]] = {node.name: [] for node in region}
     for point in points:
@@ -315,7 +342,7 @@ def _ranked(
         weight += _standing(target, node, bool(listed))
         weight += PRODUCER if producer is not None and producer.name == node.name else 0.0
         weight += finding.prior.get(node.name, 0.0)
-        found.append(_evidence(node, listed, weight, ours))
+        found.append(_evidence(node, listed, weight, ours, precision))
     return tuple(sorted(found, key=lambda item: -item.weight))
 
 
@@ -327,15 +354,27 @@ def _standing(target: Inside, node: Node, accused: bool) -> float:
         return 0.0
     if moves(node) or kind(node) in ("Identity", "Pad"):
         return MOVES
+    if (
+        kind(node) in recurrent.KINDS
+    ):  # its direction, and what it does beside its weights, are seldom shown by both sides
+        return 0.0
     return EXPLAINED if any(parameters.counts(item) for item in target.parameters(node)) else 0.0
 
 
-def _evidence(node: Node, listed: Sequence[_Point], weight: float, ours: Sequence[Node]) -> Evidence:
+def _unexplained(node: Node, ours: Sequence[Node], precision: str) -> Cause:
+    """What is left where parameters and attributes are the source's: its grid, another operator, or an attribute unseen."""
+    if precision.startswith("int8"):
+        return Cause.PRECISION
+    alike = kind(node) in recurrent.KINDS or any(kind(other) == kind(node) for other in ours)
+    return Cause.STRUCTURE if moves(node) or kind(node) in ARITHMETIC or not alike else Cause.HYPERPARAMETERS
+
+
+def _evidence(node: Node, listed: Sequence[_Point], weight: float, ours: Sequence[Node], precision: str) -> Evidence:
     if not listed:
         return Evidence(
             node=node.name,
             source_nodes=tuple(other.name for other in ours if kind(other) == kind(node))[:2],
-            cause=Cause.STRUCTURE if moves(node) else Cause.HYPERPARAMETERS,
+            cause=_unexplained(node, ours, precision),
             what=f"{kind(node)} '{node.shown}' lies where the difference begins; its parameters and the attributes that can be compared are the source's",
             source_value=None,
             target_value=None,

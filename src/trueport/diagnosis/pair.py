@@ -6,6 +6,7 @@ one run alone cannot tell what depends on the input.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -25,6 +26,12 @@ from trueport.verification import Reference
 
 RUNS = 4
 """Runs that are traced: 2, 3 and 6 gave the same result on 110 planted faults; more cost memory."""
+
+WITHIN = 10.0
+"""Ratio to the floor that the verdict accepts; a case below it does not show why an output is infinite in another."""
+
+NAMED_CASE = re.compile(r"in case '([^']*)'")
+"""How the reason of an output names the case that shows it."""
 
 TOLERANCE: Mapping[str, float] = {"float32": 3e-5, "float16": 6e-3, "int8-dynamic": 0.3, "int8": 0.45}
 """Error up to which a value counts as equal, by declared precision: an order above what clean small networks show."""
@@ -141,8 +148,11 @@ def worst_runs(given: Feeds, verification: Verification) -> Case:
             weight[name] = max(weight.get(name, 0.0), np.inf if np.isnan(ratio) else ratio)
         if output.verdict is not Verdict.FAITHFUL and len(output.worst_index) > 1:
             first[str(output.worst_index[0])] = int(output.worst_index[1])
-    # A representative case speaks for the model; a probe is traced only where nothing else deviates.
-    bad = [case for case in given.cases if weight.get(case.name, 0.0) > 1.0 and case.kind == "data"]
+    # A representative case speaks for the model; a probe is traced only where nothing else deviates, or alone overflows.
+    overflowing = _overflowing(verification)
+    least = 1.0 if not overflowing else WITHIN
+    bad = [case for case in given.cases if weight.get(case.name, 0.0) > least and case.kind == "data"]
+    bad = bad or [case for case in given.cases if case.name in overflowing]
     bad = bad or [case for case in given.cases if case.name in first] or list(given.cases)
     start = max(bad, key=lambda case: (weight.get(case.name, 0.0), case.kind == "data"))
     shapes = _shapes(start)
@@ -158,6 +168,12 @@ def worst_runs(given: Feeds, verification: Verification) -> Case:
     chosen = rows[:RUNS]
     inputs = {name: np.stack([case.inputs[name][run] for case, run in chosen]) for name in start.inputs}
     return Case(name=start.name, kind=start.kind, inputs=inputs)
+
+
+def _overflowing(verification: Verification) -> set[str]:
+    """The cases in which an output is NaN or infinite in the target alone: they have no ratio."""
+    outputs = [output for output in verification.comparison.outputs if output.target_nonfinite > output.source_nonfinite]
+    return {found[1] for output in outputs if (found := NAMED_CASE.search(output.reason)) is not None}
 
 
 def _shapes(case: Case) -> dict[str, tuple[int, ...]]:

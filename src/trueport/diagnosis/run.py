@@ -237,7 +237,7 @@ def _explained(
         suspects=suspects,
         stage=stage,
         known_issue=issue,
-        explanation=" ".join([text, *said]),
+        explanation=" ".join([text, *told.other_weights(suspects), *said]),
         notes=notes,
         alignment=counts,
         timings=clock.laps,

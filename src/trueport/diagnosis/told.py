@@ -7,7 +7,7 @@ computes that output, or that the runtime names, is then the suspect; nothing pr
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from trueport.artifact import Artifact
 from trueport.compare.types import OutputReport, Verdict, Verification
@@ -25,8 +25,21 @@ SHAPES = re.compile(r"shape (\[[^]]*\]) in the source, (\[[^]]*\]) in the target
 """How the comparison says that an output has another shape."""
 PASSES_ON = ("Identity", "Output", "Cast")
 
+UNLIKE = "nothing in common with the source's"
+"""How the evidence says that two weights are not related at all."""
+ENOUGH = 2
+"""Layers that must be unlike: a single one may as well be a fault."""
+
 _TFLITE = re.compile(r"Node number (\d+) \((\w+)\) failed")
 _ONNXRUNTIME = re.compile(r"running (\w+) node\. Name:'([^']*)'")
+
+
+def other_weights(suspects: Sequence[Suspect]) -> tuple[str, ...]:
+    """One sentence when every place that is wrong holds weights unlike the source's: no conversion does that."""
+    unlike = [suspect for suspect in suspects if suspect.cause is Cause.PARAMETERS and UNLIKE in suspect.what]
+    if len(unlike) < ENOUGH or len(unlike) < len(suspects):
+        return ()
+    return ("The target holds different weights, of another training or initialisation: no converter is at fault.",)
 
 
 def misshapen(pair: Pair, verification: Verification) -> tuple[Suspect, ...]:
