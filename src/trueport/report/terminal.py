@@ -138,7 +138,8 @@ def _side_by_side(suspect: Document, console: Console) -> None:
     for side in ("source", "target"):
         table.add_column(side, overflow="fold", ratio=1)
     nodes = [wording.some(suspect[f"{side}_nodes"], 3) for side in ("source", "target")]
-    table.add_row(*(Text(name or "–", style="dim") for name in nodes))
+    if any(nodes):
+        table.add_row(*(Text(name or "–", style="dim") for name in nodes))
     table.add_row(*(Text(wording.plain(detail[f"{side}_value"])) for side in ("source", "target")))
     console.print(table)
     console.print()
