@@ -133,3 +133,15 @@ def test_grids_of_values_and_constants_are_told(ask):
         "dtype": "int8",
     }
     assert "quantization" not in ask("graph", "linear").value["constants"]["w"]
+
+
+def test_the_constants_inside_a_loop_are_told_and_given_out(ask):
+    graph = ask("graph", "loop").value
+    (loop,) = (node for node in graph["nodes"] if node["op"] == "Loop")
+    (name,) = loop["attributes"]["inner_constants"]
+    assert "two" in name
+    assert graph["constants"][name] == {"dtype": "float32", "shape": [1]}
+    emitted = ask("parameters", "loop", emit=True).emitted
+    np.testing.assert_array_equal(emitted[name], [2.0])
+    assert set(emitted) == set(graph["constants"])
+    assert not any("inner_constants" in node["attributes"] for node in ask("graph", "chain").value["nodes"])

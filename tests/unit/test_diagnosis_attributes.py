@@ -279,6 +279,18 @@ def test_a_slice_is_compared_by_what_it_takes():
     assert found == {"window": ("axis 1: 1 to 5 by 1", "axis 1: 0 to 4 by 1")}
 
 
+def test_the_stored_operands_of_a_strided_slice_are_read():
+    def strided(begin):
+        operands = [np.array(v, np.int32) for v in ([0, begin, 0], [0, 4, 0], [1, 1, 1])]
+        return one(
+            "savedmodel", "Slice", (1, 5, 6), native="StridedSlice", constants=operands, begin_mask=5, end_mask=5
+        )
+
+    target = one("onnx", "Slice", (1, 5, 6), constants=[np.array(v) for v in ([1], [4], [1])])
+    assert compared(strided(1), target) == {}
+    assert compared(strided(2), target) == {"window": ("axis 1: 2 to 4 by 1", "axis 1: 1 to 4 by 1")}
+
+
 def test_masks_of_a_strided_slice_are_read():
     def strided(**masks):
         return one(

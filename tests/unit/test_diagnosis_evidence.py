@@ -306,3 +306,82 @@ def test_a_window_counts_against_one_of_several_only_where_it_is_taken_of_the_sa
     target = slices("onnx", (read, 3))
     found = examined(source, target, alignment=matched({name: name for name in "abc"}))
     assert ("window" in found[0].what) is blamed
+
+
+# -- epsilons and axes of normalisations taken apart ---------------------------------------------------------------------------
+
+
+def taken_apart(format, epsilon, *, axes=(2,), root="Rsqrt", attribute=False):
+    """A normalisation as operators."""
+    model = Model(format, x=(1, 5, 8))
+    model.add("ReduceMean", "x", out="mean", name="mean", shape=(1, 5, 1), axes=list(axes))
+    model.add("SquaredDifference", "x", "mean", out="square", name="square", shape=(1, 5, 8))
+    model.add("ReduceMean", "square", out="variance", name="variance", shape=(1, 5, 1), axes=list(axes))
+    added = () if attribute else (model.const("epsilon", np.float32([epsilon])),)
+    more = {"other": epsilon} if attribute else {}
+    model.add("Add", "variance", *added, out="guarded", name="add", shape=(1, 5, 1), **more)
+    model.add(root, "guarded", out="root", name="root", shape=(1, 5, 1))
+    model.add("Sub", "x", "mean", out="centred", name="centre", shape=(1, 5, 8))
+    model.add("Mul", "centred", "root", out="y", name="scale", shape=(1, 5, 8))
+    return model
+
+
+def as_one(format, epsilon, op="LayerNormalization", **attributes):
+    model = Model(format, x=(1, 5, 8))
+    model.add(op, "x", out="y", name="norm", shape=(1, 5, 8), epsilon=epsilon, **attributes)
+    return model
+
+
+NORMS = {
+    "keras, operators": (lambda e: as_one("keras", e), lambda e: taken_apart("onnx", e, root="Sqrt"), "add"),
+    "operators, onnx": (lambda e: taken_apart("tflite", e), lambda e: as_one("onnx", e), "norm"),
+    "operators, operators": (lambda e: taken_apart("savedmodel", e), lambda e: taken_apart("onnx", e), "add"),
+    "scalars, operators": (
+        lambda e: taken_apart("pytorch", e, attribute=True),
+        lambda e: taken_apart("onnx", e),
+        "add",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["struct", "drift", "missing"])
+@pytest.mark.parametrize("pair", NORMS)
+def test_another_epsilon_is_a_hyperparameter_on_the_node_that_adds_it(pair, kind):
+    one, two, blamed = NORMS[pair]
+    found = examined(one(1e-3), two(1e-5), kind=kind)
+    assert (found[0].node, found[0].cause) == (blamed, Cause.HYPERPARAMETERS)
+    assert (found[0].source_value, found[0].target_value) == ("epsilon: 0.001", "epsilon: 1e-05")
+    assert not any("epsilon" in item.what for item in examined(one(1e-3), two(1e-3), kind=kind))
+
+
+def test_a_number_that_no_root_is_taken_of_is_no_epsilon():
+    found = examined(as_one("keras", 1e-3), taken_apart("onnx", 1e-5, root="Tanh"))
+    assert not any("the epsilon of" in item.what for item in found)
+
+
+@pytest.mark.parametrize("kind", ["struct", "missing"])
+@pytest.mark.parametrize(("axis", "blamed"), [(1, True), (2, False), (-1, False)])
+def test_the_axis_of_a_normalisation_is_that_of_its_means(kind, axis, blamed):
+    target = as_one("onnx", 1e-3, axis=axis)
+    found = examined(taken_apart("tflite", 1e-3), target, kind=kind)
+    assert ("axis" in found[0].what) is blamed
+    if blamed:
+        assert found[0].cause is Cause.HYPERPARAMETERS
+        assert found[0].target_value == "axis: 1"
+
+
+def test_a_recurrent_operator_whose_weights_are_the_sources_comes_before_what_moves_its_result():
+    model = Model("onnx", x=(7, 1, 3))
+    weights = [model.const(name, normal(*shape)) for name, shape in (("W", (1, 20, 3)), ("R", (1, 20, 5)))]
+    model.add("LSTM", "x", *weights, out="h", name="rnn", shape=(7, 1, 1, 5), hidden_size=5)
+    model.add("Slice", "h", out="y", name="last", shape=(1, 1, 1, 5))
+    source = Model("savedmodel", x=(7, 1, 3))
+    kernels = [
+        source.const(f"k{place}", model.constants[name][0].reshape(4, 5, -1)[[0, 2, 3, 1]].reshape(20, -1))
+        for place, name in enumerate("WR")
+    ]
+    for place, (reads, kernel) in enumerate(zip(("x", "v0"), kernels, strict=True)):
+        source.add("MatMul", reads, kernel, out=f"v{place}", native="MatMul", shape=(7, 20), transpose_b=True)
+    source.add("TensorListStack", "v1", out="y", name="stack", shape=(7, 20))
+    found = examined(source, model)
+    assert (found[0].node, found[0].cause) == ("rnn", Cause.HYPERPARAMETERS)

@@ -265,3 +265,48 @@ def test_a_cell_none_of_whose_matrices_the_source_has_is_not_compared_by_gate():
     found = faults(unrolled(blocks("GRU", seed=3)), onnx("GRU", blocks("GRU")))
     assert {fault.parameter for fault in found} == {"W", "R", "B"}
     assert not any("of gate" in fault.what for fault in found)
+
+
+@pytest.mark.parametrize("order", ["fico", "icfo", "ofci"])
+def test_gates_in_another_order_than_the_unrolled_sources_are_named(order):
+    gates = blocks("LSTM")
+    found = faults(unrolled(gates, "LSTM", "ifco"), onnx("LSTM", gates, order=order))
+    assert f"in the order {order} where this operator reads iofc" in found[0].what
+    assert found[0].cause is Cause.PARAMETERS
+
+
+# -- loops whose body holds the weights -----------------------------------------------------------------------------------
+
+
+def loop(gates, op="LSTM", order="ifco", change=None):
+    """A layer as a loop with its kernels inside, turned round as dense layers have them, each bias on its own."""
+    model = Model("tflite", x=(1, 7, WIDTH))
+    arrays = [packed(gates, order, part) for part in range(4)]
+    arrays = [*arrays[:2], arrays[2] + arrays[3]] if op == "LSTM" else arrays
+    if change is not None:
+        change(arrays)
+    names = [model.const(f"body/{place}", array) for place, array in enumerate(arrays)]
+    model.add("Loop", "x", out="y", name="rnn", native="WHILE", shape=(1, 7, HIDDEN), inner_constants=names)
+    return model
+
+
+@pytest.mark.parametrize(("op", "order"), [("LSTM", "ifco"), ("GRU", "zrh")])
+def test_the_weights_inside_a_loop_are_those_of_the_layer(op, order):
+    gates = blocks(op)
+    assert faults(keras(op, gates), loop(gates, op, order)) == []
+    assert faults(loop(gates, op, order), onnx(op, gates)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "cause", "name"),
+    [
+        (lambda arrays: arrays[0].__imul__(1.2), Cause.PARAMETERS, "body/0"),
+        (lambda arrays: arrays[1].__setitem__((2, 3), 9), Cause.PARAMETERS, "body/1"),
+        (lambda arrays: arrays[2].__iadd__(0.1 * normal(*arrays[2].shape, seed=4)), Cause.PARAMETERS, "body/2"),
+        (lambda arrays: arrays.__setitem__(1, float16(arrays[1])), Cause.PRECISION, "body/1"),
+    ],
+)
+def test_what_is_wrong_with_a_weight_inside_a_loop_is_told(change, cause, name):
+    gates = blocks("LSTM")
+    fault = only(faults(keras("LSTM", gates), loop(gates, change=change)), cause)
+    assert (fault.node.name, fault.parameter) == ("rnn", name)

@@ -122,6 +122,9 @@ _OPERANDS: Mapping[str, Mapping[int, str]] = {
 }
 """ONNX operator -> operand -> the attribute that it was in older opsets."""
 
+_STRIDED = {1: "starts", 2: "ends", 3: "steps"}
+"""Operands of TensorFlow's StridedSlice; where they are stored they are not shown as attributes."""
+
 _IMPLIED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "tflite": {
         "AveragePool": {"ceil_mode": 0, "count_include_pad": 0},
@@ -176,8 +179,11 @@ def typed(inside: Inside, node: Node) -> dict[str, Any]:
 def _given(inside: Inside, node: Node) -> dict[str, Any]:
     """Attributes as shown, and those that ONNX takes as operands."""
     given = {key: value for key, value in node.attributes.items() if value is not None}
-    if inside.format in ("onnx", "fake"):
-        for slot, name in _OPERANDS.get(node.op, {}).items():
+    operands = _OPERANDS.get(node.op, {}) if inside.format in ("onnx", "fake") else {}
+    if node.native_op in ("StridedSlice", "STRIDED_SLICE"):
+        operands = _STRIDED
+    if operands:
+        for slot, name in operands.items():
             value = inside.array(node.inputs[slot]) if slot < len(node.inputs) and node.inputs[slot] else None
             if name not in given and value is not None and value.size <= 64 and value.size:
                 given[name] = value.ravel().tolist() if value.ndim else value.item()

@@ -124,7 +124,10 @@ def axis_of_reduction(
     if listed(wanted) is None or listed(got) is None:
         return None
     lay = Axes(source, target, ours, theirs, alignment)
-    if lay.same_axes(listed(wanted), listed(got)):
+    meant = listed(got)
+    if kind(theirs) == "LayerNormalization" and meant and lay.target:  # from its axis on, all of them
+        meant = list(range(meant[0] % len(lay.target), len(lay.target)))
+    if lay.same_axes(listed(wanted), meant):
         return []
     return [Mismatch("axis", lay.translated(listed(wanted), wanted), got)]
 

@@ -142,7 +142,8 @@ MOVEMENT = frozenset({
     "Cast", "ConstantOfShape", "ConcatFromSequence", "DepthToSpace", "Expand", "Flip", "Gather", "GatherND",
     "Identity", "Pad", "Reshape", "Roll", "Shape", "Size", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",
     "Transpose", "Unsqueeze", "Range", "Dequantize", "DequantizeLinear", "Quantize", "QuantizeLinear", "item",
-    "sym_size", "getitem", "Constant", "Equal", "Where", "Concat"
+    "sym_size", "getitem", "Constant", "Equal", "Where", "Concat", "TensorListFromTensor", "TensorListGetItem",
+    "TensorListReserve", "TensorListSetItem", "TensorListStack"
 })  # fmt: skip
 """Kinds that hand on elements or work out shapes: a converter adds and drops them freely."""
 

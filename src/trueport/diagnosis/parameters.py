@@ -107,6 +107,10 @@ class Region:
         """The array of the source region that a target parameter is, or None. Zeros and ones explain themselves where
         the source has nothing else to put there."""
         mine = pool.raw_of(item)
+        if kind(item.node) == "Loop" and layouts.tight(mine.array).ndim in (1, 2):
+            near = self._in_loop(mine)
+            if near is not None and pool.close(mine.array, near.array):
+                return near
         for known in self._expected(item, mine):
             if self._equal(mine, known):
                 return known
@@ -115,6 +119,17 @@ class Region:
             if folded is not None:
                 return folded
         return self._joined(mine) or self._plain(item, mine)
+
+    def _in_loop(self, mine: Known) -> Known | None:
+        """The part of a source parameter most like one inside a loop's body, which may hold a layer's gates in any order,
+        transposed, alone or packed."""
+        arrays = {place: layouts.tight(known.array) for place, known in enumerate(self.pool.raw)}
+        near = recurrent.nearest(layouts.tight(mine.array), arrays)
+        if near is None:
+            return None
+        place, part = near
+        known = self.pool.raw[place]
+        return Known(part.reshape(mine.array.shape), known.names, parameter=known.parameter)
 
     def _expected(self, item: Parameter, mine: Known) -> Iterator[Known]:
         """Arrays of the source region of the same size, those of the same role first."""
@@ -321,6 +336,8 @@ class Region:
 
     def _nearest(self, item: Parameter, mine: Known) -> Known | None:
         """What the source region most likely has in the place of a parameter: of equal size, the closest, then the same slot."""
+        if kind(item.node) == "Loop" and layouts.tight(mine.array).ndim in (1, 2):
+            return self._in_loop(mine)
         candidates = list(self._expected(item, mine))
         if mine.array.ndim >= 2:
             for known in list(candidates):
@@ -414,19 +431,12 @@ class Region:
             mine, its = named
             if set(mine) != set(its) or len(mine) < 2:
                 continue
-            for first, second in [("mean", "var"), ("gamma", "beta"), ("gamma", "var"), ("beta", "mean")]:
-                if first not in mine or second not in mine or pool.close(its[first], its[second]):
-                    continue
-                crossed = pool.close(np.abs(mine[first]), np.abs(its[second])) and pool.close(
-                    np.abs(mine[second]), np.abs(its[first])
-                )
-                if crossed and not pool.close(mine[first], its[first]):
-                    words = {"var": "variance", "gamma": "scale", "beta": "shift"}
-                    what = f"{words.get(first, first)} and {words.get(second, second)} are exchanged"
-                    ours, theirs = (
-                        [differences.shown(slots[first]), differences.shown(slots[second])] for slots in (its, mine)
-                    )
-                    return [Fault(node, Cause.PARAMETERS, what, ours, theirs, SLOT + 0.5, (other.name,))]
+            crossed = pool.exchanged(mine, its)
+            if crossed is not None:
+                ours, theirs = ([differences.shown(slots[name]) for name in crossed] for slots in (its, mine))
+                words = {"var": "variance", "gamma": "scale", "beta": "shift"}
+                what = f"{' and '.join(words.get(name, name) for name in crossed)} are exchanged"
+                return [Fault(node, Cause.PARAMETERS, what, ours, theirs, SLOT + 0.5, (other.name,))]
         return []
 
     def _absent(self, open_ones: Sequence[tuple[Parameter, np.ndarray]]) -> list[Fault]:

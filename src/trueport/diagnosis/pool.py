@@ -7,7 +7,7 @@ scale, sums of two vectors, blocks that were joined or split, and values on a co
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -241,3 +241,14 @@ def slots_of(inside: Inside, node: Node) -> dict[str, np.ndarray]:
     if len(floats) != 2 or floats[0].size != floats[1].size:
         return {}
     return {"gamma": np.asarray(floats[0], np.float64), "beta": np.asarray(floats[1], np.float64)}
+
+
+def exchanged(mine: Mapping[str, np.ndarray], its: Mapping[str, np.ndarray]) -> tuple[str, str] | None:
+    """The two slots of a normalisation whose parameters stand in each other's place; None where none do."""
+    for first, second in (("mean", "var"), ("gamma", "beta"), ("gamma", "var"), ("beta", "mean")):
+        if first not in mine or second not in mine or close(its[first], its[second]):
+            continue
+        crossed = close(np.abs(mine[first]), np.abs(its[second])) and close(np.abs(mine[second]), np.abs(its[first]))
+        if crossed and not close(mine[first], its[first]):
+            return first, second
+    return None

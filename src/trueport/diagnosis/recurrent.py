@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from trueport.diagnosis import precision
 from trueport.diagnosis.operators import kind, native
 from trueport.diagnosis.region import Parameter
+
+_Name = TypeVar("_Name")
 
 KINDS = ("LSTM", "GRU", "RNN")
 
@@ -303,24 +306,52 @@ def scattered(cell: Cell, arrays: Mapping[str, np.ndarray]) -> list[GateFault] |
     found: list[GateFault] = []
     known = 0
     for part in ("W", "R"):
+        places: dict[str, tuple[str, int]] = {}
         for gate in cell.order:
             block = cell.blocks[part, gate]
-            near = min(_cut_out(block, matrices), key=lambda item: _far(block, item[1]), default=None)
-            if near is None or _far(block, near[1]) > _UNLIKE:
+            near = min(cut_out(block, matrices), key=lambda item: _far(block, item[2]), default=None)
+            if near is None or _far(block, near[2]) > _UNLIKE:
                 found.append(_unknown(cell, part, gate, block))
                 continue
             known += 1
-            name, ours = near
+            name, place, ours = near
+            places[gate] = name, place
             if not _close(block, ours):
                 far, grid = _far(block, ours), precision.grid_of(block, ours)
                 how = f"is the source's rounded to {grid}" if grid else f"differs by {far:.3g} of its size"
                 what = f"{part} of gate {gate} {how}"
                 told = f"{_shown(block)}, off by {far:.2g} of its size"
                 found.append(GateFault(part, what, _shown(ours), told, (name,), cell.slots.get(part), grid, far))
+        found += _misplaced(cell, part, places)
     if known < len(cell.order):
         return None
     vectors = {name: array for name, array in arrays.items() if array.ndim == 1}
     return found + [fault for gate in cell.order if (fault := _loose_bias(cell, gate, vectors)) is not None]
+
+
+def nearest(block: np.ndarray, arrays: Mapping[_Name, np.ndarray]) -> tuple[_Name, np.ndarray] | None:
+    """The part of the arrays that is most like a matrix or a vector; None where none has its size."""
+    if block.ndim == 1:  # a GRU of Keras has both biases in one parameter
+        arrays = {name: array.ravel() if len(array) == 2 else array for name, array in arrays.items() if array.ndim}
+    arrays = {name: array for name, array in arrays.items() if array.ndim == block.ndim}
+    parts = [(name, part) for name, _, part in cut_out(block, arrays)]
+    return min(parts, key=lambda item: _far(block, item[1]), default=None)
+
+
+def _misplaced(cell: Cell, part: str, places: Mapping[str, tuple[str, int]]) -> list[GateFault]:
+    """Gates that lie in the source's packed matrix in an order that no format has. places: gate -> (array, block)."""
+    usual = {order for (_, family), order in _ORDERS.items() if family != "onnx" and set(order) == set(cell.order)}
+    if len({name for name, _ in places.values()}) != 1 or len(set(places.values())) != len(cell.order):
+        return []
+    if len(usual) != 1 or sorted(place for _, place in places.values()) != list(range(len(cell.order))):
+        return []
+    packing = usual.pop()
+    order = "".join(packing[places[gate][1]] for gate in cell.order)
+    if order == cell.order:
+        return []
+    what = f"gates are packed in the order {order} where this operator reads {cell.order}"
+    names = (places[cell.order[0]][0],)
+    return [GateFault(part, what, cell.order, order, names, cell.slots.get(part))]
 
 
 def _loose_bias(cell: Cell, gate: str, vectors: Mapping[str, np.ndarray]) -> GateFault | None:
@@ -355,16 +386,20 @@ def _unknown(cell: Cell, part: str, gate: str, block: np.ndarray) -> GateFault:
     return GateFault(part, what, "no matrix like it", _shown(block), (), cell.slots.get(part))
 
 
-def _cut_out(block: np.ndarray, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """Every part of the arrays that a gate's matrix [hidden, in] may be: as it lies and transposed, alone or packed."""
-    rows, columns = block.shape
+def cut_out(block: np.ndarray, arrays: Mapping[_Name, np.ndarray]) -> Iterator[tuple[_Name, int, np.ndarray]]:
+    """Every part of the arrays that a gate's matrix [hidden, in] or vector [hidden] may be: as it lies and transposed,
+    alone or packed with others, with its number among them."""
+    rows, columns = np.atleast_2d(block.T).T.shape
     for name, array in arrays.items():
+        if block.ndim == 1:
+            yield from ((name, place, part) for place, part in enumerate(_parts(array, rows)))
+            continue
         for turned in (array, array.T):
             if turned.shape[0] % rows or turned.shape[1] < columns:
                 continue
             for left in sorted({0, turned.shape[1] - columns}):
                 for top in range(0, turned.shape[0], rows):
-                    yield name, turned[top : top + rows, left : left + columns]
+                    yield name, top // rows, turned[top : top + rows, left : left + columns]
 
 
 def _values(cell: Cell, source: Cell, place: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:

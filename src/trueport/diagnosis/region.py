@@ -74,9 +74,11 @@ class Inside:
         return None
 
     def parameters(self, node: Node) -> tuple[Parameter, ...]:
-        """What a node reads that does not depend on the inputs and whose array is known, in the order of its operands."""
+        """What a node reads that does not depend on the inputs and whose array is known, in the order of its operands;
+        behind them the constants inside a loop or a branch."""
         found = []
-        for slot, name in enumerate(node.inputs):
+        inner = node.attributes.get("inner_constants")
+        for slot, name in enumerate((*node.inputs, *(inner if isinstance(inner, list) else ()))):
             array = self.array(name) if name and name not in self.dynamic else None
             if array is not None:
                 found.append(Parameter(node, slot, name, self.stored(name), array))

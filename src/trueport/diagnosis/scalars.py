@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trueport.diagnosis.operators import kind
+from trueport.diagnosis.operators import kind, number
 from trueport.diagnosis.region import Inside, Parameter
 from trueport.diagnosis.types import Cause
 from trueport.graph import Node
@@ -23,8 +23,11 @@ KINDS = frozenset({
 CLOSE = 2e-5
 """Relative difference that writing a number in float32 and computing with it explains."""
 
-ODD, ORPHAN = 2.1, 0.7
-"""Weights: a scalar that the source has otherwise; one that the source region gives no reason for."""
+ODD, ORPHAN, EPSILON = 2.1, 0.7, 2.9
+"""Weights: a scalar that the source has otherwise; one that the source region gives no reason for; an epsilon, which
+weighs more than what follows from it: that an operator seems missing, or to have no effect."""
+
+LARGEST_EPSILON = 0.1
 
 _USUAL = (
     *(0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 0.5, 0.25, 1 / 6, 1 / 3, 0.2, 127.5, 255.0, 1 / 255),
@@ -81,6 +84,46 @@ def odd(source: Inside, target: Inside, ours: Sequence[Node], theirs: Sequence[N
             )
             found.append(Odd(seen.node, Cause.PARAMETERS, what, None, seen.value, ORPHAN, (), seen.stored))
     return found
+
+
+def epsilons(source: Inside, target: Inside, ours: Sequence[Node], theirs: Sequence[Node]) -> list[Odd]:
+    """Guards against division by zero that the source has otherwise, as an attribute or as a constant before a root."""
+    given, read = _guards(source, ours), _guards(target, theirs)
+    free = [other for other in given if not _has([other.value], *(seen.value for seen in read))]
+    found = []
+    for seen in read:
+        if _has([other.value for other in given], seen.value) or not free:
+            continue
+        nearest = min(free, key=lambda other: abs(math.log(seen.value / other.value)))
+        what = f"the epsilon of {kind(seen.node)} '{seen.node.shown}' is {seen.value:.4g} where the source has {nearest.value:.4g}"
+        told = [f"epsilon: {value:.6g}" for value in (nearest.value, seen.value)]
+        names = (nearest.node.name,)
+        found.append(Odd(seen.node, Cause.HYPERPARAMETERS, what, told[0], told[1], EPSILON, names, seen.stored))
+    return found
+
+
+def _guards(inside: Inside, nodes: Sequence[Node]) -> list[_Seen]:
+    """Epsilons of normalisations, and small constants added to what a root is taken of."""
+    found = []
+    for node in nodes:
+        if not inside.runs(node):
+            continue
+        if kind(node).endswith("Normalization"):
+            given = next((value for name in ("epsilon", "eps") if (value := number(node.attributes, name))), None)
+            found += [] if given is None else [_Seen(given, node, None)]
+        elif kind(node) == "Add" and _rooted(inside, node):
+            stored: list[tuple[float, str | None]] = [
+                (value, item.stored) for item in inside.parameters(node) if (value := _single(item)) is not None
+            ]
+            other = number(node.attributes, "other")
+            added = stored[:1] or ([(other, None)] if other is not None else [])
+            found += [_Seen(value, node, name) for value, name in added if 0 < value < LARGEST_EPSILON]
+    return found
+
+
+def _rooted(inside: Inside, node: Node) -> bool:
+    readers = [other for other in inside.graph.nodes if set(node.outputs) & set(other.inputs)]
+    return any(kind(other) in ("Sqrt", "Rsqrt", "Pow") for other in readers)
 
 
 def _comparable(seen: float, other: float) -> bool:

@@ -10,6 +10,7 @@ import copy
 import re
 import struct
 from collections import Counter
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -215,15 +216,48 @@ class Model:
 
     def constant(self, index: int, *, raw: bool = False) -> np.ndarray:
         """Return a constant in its shape: dequantised to float32, or as stored when `raw`. Raises Unsupported."""
-        tensor = self.tensors[index]
-        if tensor.dtype in OPAQUE or self.main.tensors[index].sparsity is not None:
-            kind = "sparse" if self.main.tensors[index].sparsity is not None else tensor.dtype
+        return self._values(self.tensors[index], self.main.tensors[index].sparsity is not None, raw=raw)
+
+    def _values(self, tensor: Tensor, sparse: bool, *, raw: bool = False) -> np.ndarray:
+        if tensor.dtype in OPAQUE or sparse:
+            kind = "sparse" if sparse else tensor.dtype
             raise Unsupported(f"the constant '{tensor.name}' is {kind}, which cannot be read")
         data = np.frombuffer(self.buffer(tensor.buffer), dtype=_storage(tensor.dtype))
         if tensor.dtype in _PACKED:
             data = _unpack_nibbles(data, int(np.prod(tensor.shape, dtype=np.int64)), signed=tensor.dtype == "int4")
         data = data.reshape(tensor.shape)
         return data if raw else dequantize(tensor, data)
+
+    def bodies(self, operator: Operator) -> list[int]:
+        """The subgraphs that a loop or a branch runs, and those that these run."""
+        found: list[int] = []
+        front = [operator]
+        while front:
+            options = front.pop().options
+            for name in ("bodySubgraphIndex", "thenSubgraphIndex", "elseSubgraphIndex"):
+                number = getattr(options, name, None)
+                if isinstance(number, int) and 0 < number < len(self.root.subgraphs) and number not in found:
+                    found.append(number)
+                    front += self._operators(self.root.subgraphs[number])
+        return found
+
+    def inner(self, number: int) -> Iterator[tuple[str, np.ndarray]]:
+        """The float constants of another subgraph, dequantised, by a name that says which; those that cannot be read are left out."""
+        subgraph = self.root.subgraphs[number]
+        written = {index for operator in self._operators(subgraph) for index in operator.outputs}
+        for index, item in enumerate(subgraph.tensors or ()):
+            if index in written or item.isVariable or not self._has_data(item.buffer) or item.sparsity is not None:
+                continue
+            dtype = DTYPES[item.type] if 0 <= item.type < len(DTYPES) else f"type {item.type}"
+            grid = read_grid(item, dtype, constant=True)
+            if grid is None and not dtype.startswith("float"):
+                continue
+            raw, shape = _text(item.name), _indices(item.shape)
+            name = f"subgraph {number}: {raw}#{index}"
+            yield (
+                name,
+                self._values(Tensor(index, raw, name, dtype, shape, shape, grid, True, False, int(item.buffer)), False),
+            )
 
     # -- soundness
 

@@ -346,6 +346,7 @@ def graph(path: str, *, trust: bool) -> GraphDict:
 
     An absent operand before a given one is "". A constant that only passes a DEQUANTIZE (float16 weights) is shown as the
     operand itself, without that operator. A state tensor counts as a constant: every run starts from the same value.
+    The float constants inside a loop or a branch are constants too; its operator lists them as "inner_constants".
     """
     from trueport.frameworks._tflite_ops import ONNX_NAMES, attributes
 
@@ -360,15 +361,30 @@ def graph(path: str, *, trust: bool) -> GraphDict:
                 "native_op": operator.code,
                 "inputs": _operands(model, operator, widened),
                 "outputs": [tensors[index].name for index in operator.outputs if index >= 0],
-                "attributes": attributes(model, operator),
+                "attributes": {**attributes(model, operator), **_inside(model, operator)},
             }
             for operator in model.operators
             if widened.keys().isdisjoint(operator.outputs)
         ],
         "inputs": [tensors[index].name for index in model.inputs],
         "outputs": [tensors[index].name for index in model.outputs],
-        "constants": {tensor.name: _constant_facts(tensor) for tensor in tensors if tensor.constant or tensor.variable},
+        "constants": {
+            **{tensor.name: _constant_facts(tensor) for tensor in tensors if tensor.constant or tensor.variable},
+            **{name: {"dtype": str(array.dtype), "shape": list(array.shape)} for name, array in _inner(model)},
+        },
     }
+
+
+def _inside(model: Model, operator: Operator) -> dict[str, Any]:
+    names = [name for number in model.bodies(operator) for name, _ in model.inner(number)]
+    return {"inner_constants": names} if names else {}
+
+
+def _inner(model: Model) -> Iterator[tuple[str, np.ndarray]]:
+    """The constants of every subgraph that an operator of the main one runs."""
+    numbers = {number: None for operator in model.operators for number in model.bodies(operator)}
+    for number in numbers:
+        yield from model.inner(number)
 
 
 def _widened(model: Model) -> dict[int, int]:
@@ -420,4 +436,6 @@ def parameters(path: str, emit: Emit, *, trust: bool) -> dict[str, Any]:
                 emit(tensor.name, model.constant(tensor.number))
             except Unsupported:
                 unreadable.append(tensor.name)
+    for name, array in _inner(model):
+        emit(name, array)
     return {"unreadable": unreadable}
