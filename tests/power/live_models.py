@@ -241,15 +241,16 @@ def _onnx(name, out):
         return one("BatchNormalization", *statistics("norm", 4))
 
     def branches(tied):
-        """Two Conv+BatchNorm on one input; with one common weight when `tied`."""
+        """Two convolutions on one input, each with a BatchNorm; when `tied` with one common weight, one BatchNorm only."""
         nodes = []
         for key, weight in (("left", "w"), ("right", "w" if tied else "u")):
             if weight not in weights:
                 floats(weight, 4, 4, 3, 3)
-            nodes += [
-                node("Conv", ["x", weight], [f"{key}-conv"], name=f"{key}-conv", pads=[1, 1, 1, 1]),
-                node("BatchNormalization", [f"{key}-conv", *statistics(key, 4)], [key], name=f"{key}-norm"),
-            ]
+            plain = tied and key == "right"
+            made = key if plain else f"{key}-conv"
+            nodes.append(node("Conv", ["x", weight], [made], name=f"{key}-conv", pads=[1, 1, 1, 1]))
+            if not plain:
+                nodes.append(node("BatchNormalization", [made, *statistics(key, 4)], [key], name=f"{key}-norm"))
         nodes += [node("Sigmoid", ["right"], ["gate"]), node("Mul", ["left", "gate"], ["y"])]
         return nodes, [value("x", ["n", 4, 8, 8])], [value("y", ["n", 4, 8, 8])]
 
