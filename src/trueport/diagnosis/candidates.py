@@ -179,7 +179,7 @@ class Candidates:
         match = self.alignment.matches.get(target)
         if match is not None and match.how == "shuffle":
             found.append(Candidate(kind="shuffle", target=target, source=match.source, relation=match.relation))
-        elif match is not None and (match.error < NEAR or match.how in ("name", "output")):
+        elif match is not None and (match.error < NEAR or match.how in ("name", "output", "structure")):
             ours = self.ours.infos[match.source].tight
             if len(ours) == len(info.tight) and sorted(ours) != sorted(info.tight):
                 found.append(self._reshaped(target, match.source))

@@ -127,10 +127,10 @@ class Localizer:
 
     def __init__(self, pair: Pair, *, deadline: float = float("inf")) -> None:
         self.pair, self.deadline = pair, deadline
-        self.alignment = pair.align()
-        self.first = self.alignment
         self.injected: dict[str, np.ndarray] = {}
         self.tries = 0
+        self.alignment = self._aligned()
+        self.first = self.alignment
         self.before = {output.target: pair.output_error(output) for output in pair.outputs}
         self.now = dict(self.before)
 
@@ -151,6 +151,21 @@ class Localizer:
             if rest is not None:
                 located.findings.append(rest)
         return located
+
+    # -- what a reduced precision judges in another way (`locally.py`)
+
+    def _aligned(self, anew: Iterable[str] | None = None) -> Alignment:
+        """Pair the values as they are now; with `anew`, only those have changed since the last time."""
+        return self.pair.align() if anew is None else self.pair.align(self.alignment, list(anew))
+
+    @property
+    def _same(self) -> float:
+        """Error up to which a value behind an injection agrees with one of the source's."""
+        return self.pair.tolerance
+
+    def _useful(self, trial: _Trial) -> bool:
+        """Whether an injection that does not heal everything proves a fault."""
+        return trial.outputs > 0 or trial.gained > 0
 
     def _bad(self) -> list[Output]:
         """The outputs that the verification calls wrong and that are not healed yet."""
@@ -184,7 +199,7 @@ class Localizer:
             if healing:
                 best = healing[0]
                 break
-            useful = [trial for trial in trials if trial.outputs or trial.gained]
+            useful = [trial for trial in trials if self._useful(trial)]
             best = max([*useful, *([best] if best else [])], key=lambda trial: trial.rank, default=None)
         return None if best is None else self._accept(best, search)
 
@@ -319,8 +334,7 @@ class Localizer:
         names, sketches, units = group
         gaps = np.sqrt(np.mean((sketches - info.sketch.ravel()) ** 2, axis=1)) / units
         return any(
-            gaps[index] <= self.pair.tolerance and name not in self.alignment.explained
-            for index, name in enumerate(names)
+            gaps[index] <= self._same and name not in self.alignment.explained for index, name in enumerate(names)
         )
 
     # -- keeping it
@@ -460,7 +474,7 @@ class Localizer:
                     values[name] = value
                     described[name] = describe(value)
         pair.theirs = View(graph=pair.theirs.graph, values=values, infos=described)
-        self.alignment = pair.align(self.alignment, [*given, *behind])
+        self.alignment = self._aligned([*given, *behind])
         self.now = {output.target: pair.output_error(output) for output in pair.outputs}
 
     def _unproven(self) -> Finding | None:
