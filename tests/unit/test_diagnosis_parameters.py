@@ -500,3 +500,59 @@ def test_normalisations_without_running_statistics_are_compared(op):
         return model
 
     assert faults(norm("pytorch", 1e-5), norm("onnx", 1e-2)) == []
+
+
+# -- a scale that the target left beside its weights --------------------------------------------------------------------------
+
+SCALE = 0.5 + np.abs(normal(8, seed=21))
+INT8 = np.abs(KERNEL).max() / 127
+
+
+def beside(kernel, scale):
+    """A convolution, a scale and a shift, where the source has one convolution."""
+    model = conv(kernel)
+    model.add("Mul", "y", model.const("scale", scale.reshape(1, 8, 1, 1)), out="s", name="scale", shape=(1, 8, 6, 6))
+    model.add("Add", "s", model.const("shift", BIAS.reshape(1, 8, 1, 1)), out="z", name="shift", shape=(1, 8, 6, 6))
+    return model
+
+
+def fused():
+    return torch_conv((KERNEL * SCALE.reshape(-1, 1, 1, 1)).astype(np.float32))
+
+
+def test_a_scale_beside_its_weights_is_no_fault():
+    assert faults(fused(), beside(KERNEL, SCALE)) == []
+
+
+@pytest.mark.parametrize(
+    ("kernel", "cause", "words"),
+    [
+        (np.float32(np.round(KERNEL / INT8) * INT8), Cause.PRECISION, "int8"),
+        (KERNEL.astype(np.float16).astype(np.float32), Cause.PRECISION, "float16"),
+        (KERNEL + 0.1 * normal(8, 4, 3, 3, seed=3), Cause.PARAMETERS, "differs from the source's"),
+        (np.ascontiguousarray(KERNEL[..., ::-1]), Cause.PARAMETERS, "reversed along width"),
+    ],
+)
+def test_of_weights_and_a_scale_beside_them_the_wrong_one_is_blamed_the_weights(kernel, cause, words):
+    fault = only(faults(fused(), beside(kernel, SCALE)))
+    assert (fault.node.name, fault.cause) == ("conv", cause)
+    assert words in fault.what
+
+
+def test_of_weights_and_a_scale_beside_them_the_wrong_one_is_blamed_the_scale():
+    noisy = SCALE * (1 + 0.3 * np.abs(normal(8, seed=31)))
+    fault = only(faults(fused(), beside(KERNEL, noisy)))
+    assert (fault.node.name, fault.parameter) == ("scale", "scale")
+
+
+def test_what_stands_right_behind_the_region_is_folded_into_the_target():
+    scale = GAMMA / np.sqrt(VAR + EPSILON)
+    source = torch_conv(bias=None)
+    source.add("Mul", "y", source.const("scale", scale), out="s", name="times", shape=(1, 8, 6, 6))
+    source.add("Add", "s", source.const("shift", BETA - MEAN * scale), out="z", name="plus", shape=(1, 8, 6, 6))
+    source.add("Add", "z", source.const("later", normal(8, seed=99)), out="l", name="later", shape=(1, 8, 6, 6))
+    kernel = (KERNEL * scale.reshape(-1, 1, 1, 1)).astype(np.float32)
+    assert faults(source, conv(kernel, BETA - MEAN * scale), ours=["conv"]) == []
+    assert faults(source, conv(kernel, BETA - MEAN * scale), ours=["conv", "times"]) == []
+    foreign = only(faults(source, conv(kernel, normal(8, seed=99)), ours=["conv", "times"]))
+    assert foreign.cause is Cause.PARAMETERS

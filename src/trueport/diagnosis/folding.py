@@ -64,6 +64,61 @@ def _epsilons(mine: Known, raw: Sequence[Known], norm: Norm) -> Iterator[float]:
             yield float(f"{middle:.3g}")
 
 
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def unfolded(target: Inside, nodes: Sequence[Node], raw: Sequence[Known]) -> tuple[list[Known], list[Known]]:
+    """What the target's weights and the scale behind them should be where the source has the product of both as its weights.
+
+    nodes: the target region; raw: the parameters that the source region has. Returns (weights, scales).
+    """
+    weights: list[Known] = []
+    scales: list[Known] = []
+    for node in nodes:
+        if kind(node) not in _WEIGHTED or not target.runs(node):
+            continue
+        for mine in (pool.raw_of(item) for item in target.parameters(node) if item.real and item.array.ndim > 1):
+            if any(pool.close(mine.array, known.array) for known in raw):
+                continue
+            for scale in _scales_behind(target, node, len(mine.array)):
+                for known in raw:
+                    true = _true_scale(mine.array, known.array, scale)
+                    if true is not None:
+                        shape = (-1, *[1] * (known.array.ndim - 1))
+                        before = known.array / true.reshape(shape)
+                        weights.append(
+                            Known(
+                                before,
+                                known.names,
+                                "weights before the scale",
+                                axes=known.axes,
+                                parameter=known.parameter,
+                            )
+                        )
+                        scales.append(Known(true, known.names, "scale"))
+    return weights, scales
+
+
+def _scales_behind(inside: Inside, node: Node, channels: int) -> Iterator[np.ndarray]:
+    for reader in _readers(inside, node):
+        if kind(reader) == "Mul":
+            for item in inside.parameters(reader):
+                if item.real and item.array.size == channels > 1 and np.all(item.array):
+                    yield np.asarray(item.array, np.float64).ravel()
+
+
+def _true_scale(mine: np.ndarray, theirs: np.ndarray, scale: np.ndarray) -> np.ndarray | None:
+    """The scale per channel that belongs to weights whose product is `theirs`; None where `mine` is not a factor of them."""
+    if mine.shape != theirs.shape:
+        return None
+    product = mine * scale.reshape(-1, *[1] * (mine.ndim - 1))
+    factor = pool.factors_between(product, theirs, 0)
+    if factor is not None and np.all(np.isfinite(factor)) and np.all(factor):
+        return scale if pool.close(product, theirs) else scale / factor
+    sizes, wanted = (np.sqrt(np.sum(np.square(array.reshape(len(array), -1)), axis=1)) for array in (product, theirs))
+    return scale if float(np.sum(np.abs(sizes - wanted))) < 0.5 * float(np.sum(wanted)) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Absorbed:
     """A constant that the source added to a bias and the target adds in a node of its own.

@@ -67,7 +67,16 @@ class Region:
     @cached_property
     def pool(self) -> Pool:
         """What the source region gives."""
-        return pool.pool_of(self.source, self.ours)
+        made = pool.pool_of(self.source, self.ours)
+        weights, scales = folding.unfolded(self.target, self.theirs, made.raw)
+        made.raw += weights
+        made.vectors += scales
+        return made
+
+    @cached_property
+    def wide(self) -> Pool:
+        """What it gives with the scale and the shift right behind it, which a converter folds into what is before them."""
+        return pool.pool_of(self.source, (*self.ours, *pool.linear_behind(self.source, self.ours)))
 
     # -- faults ---------------------------------------------------------------------------------------------------
 
@@ -115,10 +124,17 @@ class Region:
             if self._equal(mine, known):
                 return known
         for known in self.pool.raw:
-            folded = self._folded(mine, known)
+            folded = self._folded(mine, known, self.pool.scales) or self._folded(mine, known, self.wide.scales)
             if folded is not None:
                 return folded
-        return self._joined(mine) or self._plain(item, mine)
+        return pool.joined(mine, self.pool.raw) or self._plain(item, mine) or self._behind(mine)
+
+    def _behind(self, mine: Known) -> Known | None:
+        """A shift that stands in the source right behind the region."""
+        vectors = [known for known in (*self.wide.raw, *self.wide.vectors) if layouts.tight(known.array).ndim == 1]
+        flat = layouts.tight(mine.array)
+        fitting = (known for known in vectors if flat.ndim == 1 and pool.close(flat, known.array.ravel(), known.terms))
+        return next(fitting, None)
 
     def _in_loop(self, mine: Known) -> Known | None:
         """The part of a source parameter most like one inside a loop's body, which may hold a layer's gates in any order,
@@ -199,41 +215,20 @@ class Region:
         ]
         return dict(layouts.votes(targets[:24], sources))
 
-    def _folded(self, mine: Known, known: Known) -> Known | None:
+    @staticmethod
+    def _folded(mine: Known, known: Known, scales: Sequence[Known]) -> Known | None:
         """A weight times a known scale, per output or input channel."""
-        if mine.array.ndim < 2 or not self.pool.scales or mine.array.size != known.array.size:
+        if mine.array.ndim < 2 or not scales or mine.array.size != known.array.size:
             return None
         t, s = mine.array, known.array
         if t.shape != s.shape:
             t, s = layouts.tight(t), layouts.tight(s)
         for axis in (0, 1):
             factor = pool.factors_between(t, s, axis)
-            scale = None if factor is None else pool.known_factor(factor, self.pool.scales)
+            scale = None if factor is None else pool.known_factor(factor, scales)
             if scale is not None:
                 names = (*known.names, *scale.names)
                 return Known(t, names, "folded weights", axes=known.axes, parameter=known.parameter)
-        return None
-
-    def _joined(self, mine: Known) -> Known | None:
-        """A block of a larger source array, or several of them end to end, in the order in which the source has them."""
-        t = mine.array
-        for known in self.pool.raw:
-            s = known.array
-            if s.size > t.size and s.ndim == t.ndim and pool.is_block(t, s):
-                return Known(t, known.names, "a block", axes=known.axes)
-        for axis in range(min(t.ndim, 2)):
-            names: list[str] = []
-            filled = 0
-            for known in self.pool.raw:
-                s = known.array
-                if s.ndim != t.ndim or s.shape[axis] > t.shape[axis] - filled or s.size >= t.size:
-                    continue
-                part = np.take(t, range(filled, filled + s.shape[axis]), axis)
-                if part.shape == s.shape and pool.close(part, s):
-                    names += known.names
-                    filled += s.shape[axis]
-            if filled == t.shape[axis] and filled:
-                return Known(t, tuple(names), "joined", axes=mine.axes)
         return None
 
     def _plain(self, item: Parameter, mine: Known) -> Known | None:

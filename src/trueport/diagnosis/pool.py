@@ -127,6 +127,22 @@ def pool_of(inside: Inside, nodes: Sequence[Node]) -> Pool:
     return made
 
 
+def linear_behind(inside: Inside, nodes: Sequence[Node]) -> list[Node]:
+    """The scale and the shift that follow right behind these nodes and are none of them."""
+    known = {node.name for node in nodes}
+    given = {name for node in nodes for name in node.outputs if name in inside.dynamic}
+    found = []
+    for node in inside.graph.nodes:
+        if node.name in known or kind(node) not in ("Add", "Sub", "Mul", "BatchNormalization"):
+            continue
+        data = inside.data(node)
+        if len(data) == 1 and data[0] in given:
+            found.append(node)
+            if kind(node) == "Mul":
+                given.update(node.outputs)
+    return found
+
+
 def raw_of(parameter: Parameter) -> Known:
     """A parameter as it is, a weight of known layout turned into [out, in, *spatial]."""
     axes = layouts.axes_of(parameter)
@@ -218,6 +234,29 @@ def is_block(t: np.ndarray, s: np.ndarray) -> bool:
         return False
     count = s.shape[axes[0]] // t.shape[axes[0]]
     return any(close(t, block) for block in np.split(s, count, axes[0]))
+
+
+def joined(mine: Known, raw: Sequence[Known]) -> Known | None:
+    """A block of a larger source array, or several of them end to end, in the order in which the source has them."""
+    t = mine.array
+    for known in raw:
+        s = known.array
+        if s.size > t.size and s.ndim == t.ndim and is_block(t, s):
+            return Known(t, known.names, "a block", axes=known.axes)
+    for axis in range(min(t.ndim, 2)):
+        names: list[str] = []
+        filled = 0
+        for known in raw:
+            s = known.array
+            if s.ndim != t.ndim or s.shape[axis] > t.shape[axis] - filled or s.size >= t.size:
+                continue
+            part = np.take(t, range(filled, filled + s.shape[axis]), axis)
+            if part.shape == s.shape and close(part, s):
+                names += known.names
+                filled += s.shape[axis]
+        if filled == t.shape[axis] and filled:
+            return Known(t, tuple(names), "joined", axes=mine.axes)
+    return None
 
 
 def is_bias(known: Known) -> bool:
