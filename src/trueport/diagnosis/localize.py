@@ -31,6 +31,8 @@ ROUNDS = 24
 """Faults that are looked for in one model."""
 RESIDUE = 0.02
 """Share of the output error that may stay when a fault is healed: what other, smaller faults and rounding leave."""
+NOISE = 10.0
+"""Floors of an output within which it counts as right: the bound that a verification judges by."""
 BEHIND = 4
 """Operators behind an injection within which values must agree again."""
 PARAMETRIC = {
@@ -144,7 +146,9 @@ class Localizer:
             if found is None:
                 break
             located.findings.append(found)
-        located.healed = not self._bad()
+        wrong = [output.target for output in self.pair.outputs if output.bad]
+        worst = min((share(self.before[name], self.now[name]) for name in wrong), default=1.0)
+        located.healed = not self._bad() or (bool(located.findings) and worst >= 1 - RESIDUE)
         located.injected, located.tries = self.injected, self.tries
         if not located.healed:
             rest = self._unproven()
@@ -168,15 +172,18 @@ class Localizer:
         return trial.outputs > 0 or trial.gained > 0
 
     def _bad(self) -> list[Output]:
-        """The outputs that the verification calls wrong and that are not healed yet."""
-        return [
-            output for output in self.pair.outputs if output.bad and not self._healed(output, self.now[output.target])
-        ]
+        """The outputs that the verification calls wrong and that still are."""
+        return [output for output in self.pair.outputs if output.bad and self.now[output.target] > self._limit(output)]
+
+    def _limit(self, output: Output) -> float:
+        """Error from which an output is right again."""
+        floor = output.floor if np.isfinite(output.floor) else 0.0
+        return max(self.pair.tolerance, NOISE * floor)
 
     def _healed(self, output: Output, error: float) -> bool:
-        before = self.before[output.target]
-        limit = RESIDUE * before if np.isfinite(before) else 0.0
-        return error <= max(self.pair.tolerance, limit)
+        """Whether an injection has mended all that it can: smaller faults elsewhere may stay."""
+        now = self.now[output.target]
+        return error <= max(self._limit(output), RESIDUE * now if np.isfinite(now) else 0.0)
 
     # -- one fault
 
@@ -342,7 +349,9 @@ class Localizer:
     def _accept(self, trial: _Trial, search: Candidates) -> Finding:
         candidate = trial.candidate
         before = max((self.now[name] for name in trial.errors), default=0.0)
-        removed = share(before, max(trial.errors.values(), default=0.0))
+        after = max(trial.errors.values(), default=0.0)
+        removed = share(before, after)
+        first = max((self.before[name] for name in trial.errors), default=0.0)
         match = self.alignment.matches.get(candidate.target)
         same = match is not None and match.source == candidate.source and np.isfinite(match.error)
         finding = Finding(
@@ -354,7 +363,7 @@ class Localizer:
             source_region=self._source_region(candidate),
             accumulated=match.error if same and match is not None else self._deviation(candidate),
             local=self._local(candidate),
-            causal=removed,
+            causal=removed if not np.isfinite(before) or first <= 0 else removed * min(1.0, before / first),
             confirmed=trial.healed or removed > 0.5,
             prior=self._prior(candidate, search),
         )

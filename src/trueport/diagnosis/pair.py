@@ -91,9 +91,18 @@ class Pair:
 
 
 def trace_pair(
-    reference: Reference, target: Artifact, given: Feeds, verification: Verification, *, budget: int = tracing.BUDGET
+    reference: Reference,
+    target: Artifact,
+    given: Feeds,
+    verification: Verification,
+    *,
+    budget: int = tracing.BUDGET,
+    fine: bool = True,
 ) -> Outcome[Pair]:
-    """Trace both models on the runs that deviate most. A Failure when either cannot be traced."""
+    """Trace both models on the runs that deviate most, the source at all granularities with `fine`.
+
+    A Failure when either cannot be traced.
+    """
     session = reference.session
     loaded = session.signature(target)
     if isinstance(loaded, Failure):
@@ -104,7 +113,7 @@ def trace_pair(
     common = feeds.restrict(given, reference.signature, theirs, mapping=mapping)
     chosen = worst_runs(common, verification)
     moved = reconcile.apply(mapping, replace(common, cases=(chosen,)))[0]
-    ours_traced = tracing.trace(session, reference.artifact, dict(chosen.inputs), budget=budget, fine=True)
+    ours_traced = tracing.trace(session, reference.artifact, dict(chosen.inputs), budget=budget, fine=fine)
     if isinstance(ours_traced, Failure):
         return ours_traced
     theirs_traced = tracing.trace(session, target, dict(moved.inputs), budget=budget)
@@ -172,7 +181,9 @@ def worst_runs(given: Feeds, verification: Verification) -> Case:
 
 def _overflowing(verification: Verification) -> set[str]:
     """The cases in which an output is NaN or infinite in the target alone: they have no ratio."""
-    outputs = [output for output in verification.comparison.outputs if output.target_nonfinite > output.source_nonfinite]
+    outputs = [
+        output for output in verification.comparison.outputs if output.target_nonfinite > output.source_nonfinite
+    ]
     return {found[1] for output in outputs if (found := NAMED_CASE.search(output.reason)) is not None}
 
 
