@@ -291,6 +291,19 @@ def test_the_stored_operands_of_a_strided_slice_are_read():
     assert compared(strided(2), target) == {"window": ("axis 1: 2 to 4 by 1", "axis 1: 1 to 4 by 1")}
 
 
+@pytest.mark.parametrize(("steps", "equal"), [(1, True), (5, False)])
+def test_the_last_of_all_steps_is_all_of_the_only_step(steps, equal):
+    def last(format, count, begin):
+        model = Model(format, x=(1, count, 6))
+        operands = [
+            model.const(name, np.array([value])) for name, value in zip("sea", (begin, begin + 1, 1), strict=True)
+        ]
+        model.add("Slice", "x", *operands, out="y", name="node", shape=(1, 1, 6))
+        return model
+
+    assert (compared(last("onnx", steps, 0), last("onnx", 5, 4)) == {}) is equal
+
+
 def test_masks_of_a_strided_slice_are_read():
     def strided(**masks):
         return one(
