@@ -118,8 +118,8 @@ def _torch(name, out):
             module(lambda x: F.interpolate(x, (3, 5), mode="nearest"), ["x"]),
             (torch.randn(1, 1, 7, 8),),
         ),
-        "pad_pool": lambda: (
-            module(lambda x: F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 2, 2), ["x"]),
+        "pad_pool_rim": lambda: (
+            module(lambda x: F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 2, 2), ["x"]),
             (torch.randn(1, 2, 4, 4),),
         ),
         "batch_mean": lambda: (

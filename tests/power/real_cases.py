@@ -319,6 +319,15 @@ ROWS = (
         issue="onnx-optimizer-318",
     ),
     Row(
+        id="R1-runtime",
+        maker="torch",
+        model="pad_pool_rim",
+        route="torch-dynamo",
+        places=("MaxPool",),
+        causes=(Cause.RUNTIME,),
+        issue="onnxruntime-pad-fusion",
+    ),
+    Row(
         id="E4",
         maker="torch",
         model="nearest",
@@ -416,7 +425,7 @@ NOT_RUNNABLE = {
     "O1": "onnx2torch's module cannot be exported, so there is no target to diagnose",
     "onnxscript 0.5 with onnx-ir 1.1": "torch 2.13 refuses onnxscript 0.5 before that; the row onnxscript-old shows how",
     "L2, L3": "the TFLite converter of the locked TensorFlow 2.21 takes these models",
-    "R1 through torch": "the exported padding is no constant, so ONNX Runtime does not fuse it",
+    "R1 through the TorchScript exporter": "the exported padding is no constant, so ONNX Runtime does not fuse it",
     "Keras 2 .h5 in Keras 3, Keras export after load_model, READ_VARIABLE operators": "our own steps avoid them",
     "onnx2torch on opset 19 and 20": "the opset is lowered first; the failure itself stands in the known bugs' tests",
     "LiteRT builtin against XNNPACK, int8": "a difference between kernel sets: it widens the noise floor, nothing deviates",
@@ -539,13 +548,14 @@ def judge(row: Row, diagnosis: Diagnosis) -> Result:
     if row.words:
         place = row.words in diagnosis.explanation
     made = {hop.step.name for hop in parse_route(row.route, precision=row.precision).hops} if row.route else set()
+    at_run_time = row.causes == (Cause.RUNTIME,)  # no step made it
     return Result(
         row=row,
         detected=verdict == row.expected,
         place=place,
         cause=cause,
         issue=named == row.issue,
-        step=(stage is None if row.negative else stage in made) if row.route else None,
+        step=(stage is None if row.negative else stage in made) if row.route and not at_run_time else None,
         text=text,
     )
 

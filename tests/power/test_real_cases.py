@@ -105,7 +105,6 @@ def test_the_bugs_of_the_data_that_no_row_shows_are_few_and_named():
         "onnx2tf-int8-fill",
         "onnx2torch-cumsum",
         "onnx2torch-opset",
-        "onnxruntime-pad-fusion",
         "onnxscript-2879",
         "onnxscript-onnx-ir-1.1",
         "tensorflow-61150",

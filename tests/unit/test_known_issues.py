@@ -704,6 +704,13 @@ def test_a_layer_without_a_bias_has_lost_none():
     assert near("tf2onnx-fully-connected-bias", target=added, blamed=("fc", "add")) is None
 
 
+def test_a_bug_of_a_loader_needs_both_formats_and_one_of_a_runtime_only_the_target_s():
+    of_keras = replace(CASES["keras-hard-sigmoid"], formats=("savedmodel", "keras"))
+    assert of_keras.match(maker=known.Maker(runtime={"keras": "3.15.0"})) is None
+    of_onnx = replace(CASES["onnxruntime-pad-fusion"], formats=("pytorch", "onnx"))
+    assert of_onnx.match(maker=known.Maker(runtime={"onnxruntime": "1.31.1"})).id == "onnxruntime-pad-fusion"
+
+
 def test_no_suspect_no_bug():
     case = CASES["pytorch-105349"]
     side = known.Side(format="onnx", graph=case.target)

@@ -138,7 +138,7 @@ def _told(entry: Entry, sure: bool) -> KnownIssue:
 def _made_by(entry: Entry, source: str, target: str, maker: Maker) -> bool | None:
     """Whether this bug's tool can have made the target: True for sure, False as far as is known, None not at all."""
     if not entry.steps:
-        if source not in entry.formats or target not in entry.formats:
+        if target not in entry.formats or (entry.source_formats and source not in entry.source_formats):
             return None
         return _in_range(entry, replace(maker, packages=maker.runtime))
     if maker.steps:

@@ -67,6 +67,7 @@ class Entry:
     package: str
     steps: tuple[str, ...]
     formats: tuple[str, ...] = ()
+    source_formats: tuple[str, ...] = ()
     affects: str = ""
     fixed_in: str | None = None
     seen: str | None = None
