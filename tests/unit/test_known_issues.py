@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,12 +80,16 @@ class Case:
     def maker(self):
         return known.Maker(steps=(self.step,), packages=self.packages)
 
-    def match(self, *, maker=None, suspect=None):
+    def match(self, *, maker=None, suspect=None, ordinary=False):
         return known.match(
             [suspect or self.suspect],
             known.Side(format=self.formats[0], graph=self.source, signature=self.source_signature),
             known.Side(
-                format=self.formats[1], graph=self.target, signature=self.target_signature, precision=self.precision
+                format=self.formats[1],
+                graph=self.target,
+                signature=self.target_signature,
+                precision=self.precision,
+                ordinary=ordinary,
             ),
             maker or self.maker,
         )
@@ -667,6 +672,30 @@ def test_sizes_that_tell_the_layout_apart_are_not_confused(shape):
 def test_opset_23_has_its_own_attention():
     assert near("onnxscript-2479", target_signature=signature(opset=23)) is None
     assert near("onnxscript-2479", target_signature=signature()) is None, "an opset that is not known"
+
+
+@pytest.mark.parametrize("name", [entry.id for entry in entries() if entry.pattern and entry.pattern.hidden])
+def test_what_ordinary_data_shows_is_another_fault(name):
+    """A softmax over the wrong axis inside an attention is no matter of masked rows."""
+    case = CASES[name]
+    assert case.match(ordinary=False).id == name
+    assert case.match(ordinary=None).id == name, "the user's own inputs may hold what it takes"
+    assert case.match(ordinary=True) is None
+
+
+def verified(origin, **ratios):
+    """A verification with these ratios by case; a case called `probe...` is none of ordinary data."""
+    output = SimpleNamespace(cases={name: {"ratio": ratio} for name, ratio in ratios.items()})
+    kinds = [{"name": name, "kind": "probe" if name.startswith("probe") else "data"} for name in ratios]
+    comparison = SimpleNamespace(outputs=(output,))
+    return SimpleNamespace(inputs={"origin": origin, "cases": kinds}, comparison=comparison)
+
+
+def test_ordinary_data_is_what_is_no_probe():
+    assert known.ordinary(verified("generated", data=2.0, probe_masked=1e6)) is False
+    assert known.ordinary(verified("generated", data=1e3, probe_masked=1e6)) is True
+    assert known.ordinary(verified("generated", data=float("nan"))) is True
+    assert known.ordinary(verified("photos", data=1e3)) is None
 
 
 def test_nearest_without_half_pixels_is_torch_s():

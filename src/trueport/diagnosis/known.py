@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trueport.artifact import Artifact, Signature
+from trueport.compare.types import Verification
 from trueport.diagnosis.known_data import Entry, Pattern, entries, within
 from trueport.diagnosis.types import KnownIssue, Suspect
 from trueport.frameworks._base import Step
@@ -28,17 +29,37 @@ PRODUCERS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 """How a file names the tool that made it -> the packages that write so. The first one's version stands beside it."""
 
+WITHIN = 10.0
+"""Ratio of a deviation to the noise floor that the verdict accepts."""
+
 SAME_PACKAGE = {"tensorflow": ("tensorflow", "tensorflow-cpu"), "keras": ("keras", "tf_keras")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One model of the pair. `precision`: what the target is declared to be."""
+    """One model of the pair. Of the target: `precision` is what it is declared to be, `ordinary` whether data that is no
+    probe shows the deviation (None: not known)."""
 
     format: str
     graph: Graph
     signature: Signature | None = None
     precision: str = "float32"
+    ordinary: bool | None = None
+
+
+def ordinary(verification: Verification) -> bool | None:
+    """Whether ordinary data shows a deviation; None where the inputs are the user's own, which hold what they hold."""
+    inputs = verification.inputs
+    if not str(inputs.get("origin", "")).startswith("generated"):
+        return None
+    data = {case["name"] for case in inputs.get("cases", ()) if case["kind"] == "data"}
+    ratios = [
+        float(numbers.get("ratio", 0.0))
+        for output in verification.comparison.outputs
+        for name, numbers in output.cases.items()
+        if name in data
+    ]
+    return any(not ratio <= WITHIN for ratio in ratios)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,6 +352,10 @@ def _equal_axes(pattern: Pattern, look: _Look) -> bool:
     )
 
 
+def _hidden(pattern: Pattern, look: _Look) -> bool:
+    return not (pattern.hidden and look.target.ordinary)
+
+
 def _precision(pattern: Pattern, look: _Look) -> bool:
     return pattern.precision is None or look.target.precision == pattern.precision
 
@@ -349,4 +374,5 @@ _TESTS: tuple[Callable[[Pattern, _Look], bool], ...] = (
     _opset,
     _equal_axes,
     _precision,
+    _hidden,
 )

@@ -46,6 +46,7 @@ class Pattern:
     equal_axes: bool = False
     precision: str | None = None
     converted_here: bool = False
+    hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -210,6 +210,7 @@ def _explained(
                 graph=pair.target.graph,
                 signature=signature,
                 precision=verification.declared_precision,
+                ordinary=known.ordinary(verification),
             ),
         )
         issue = known.match(suspects, *sides, maker)
