@@ -31,6 +31,7 @@ def loop(g):
     following, doubled = body.tensor("next", "int32", [1]), body.tensor("doubled", "float32", [2])
     body.operator("ADD", [i, body.constant("step", np.array([1], np.int32))], [following], "AddOptions")
     body.operator("MUL", [value, body.constant("two", np.array([2], np.float32))], [doubled], "MulOptions")
+    body.constant("unread", np.array([5], np.float32))
     body.ends([i, value], [following, doubled])
 
 

@@ -303,6 +303,7 @@ def test_the_weights_inside_a_loop_are_those_of_the_layer(op, order):
         (lambda arrays: arrays[0].__imul__(1.2), Cause.PARAMETERS, "body/0"),
         (lambda arrays: arrays[1].__setitem__((2, 3), 9), Cause.PARAMETERS, "body/1"),
         (lambda arrays: arrays[2].__iadd__(0.1 * normal(*arrays[2].shape, seed=4)), Cause.PARAMETERS, "body/2"),
+        (lambda arrays: arrays[2].fill(0), Cause.PARAMETERS, "body/2"),
         (lambda arrays: arrays.__setitem__(1, float16(arrays[1])), Cause.PRECISION, "body/1"),
     ],
 )
@@ -310,3 +311,11 @@ def test_what_is_wrong_with_a_weight_inside_a_loop_is_told(change, cause, name):
     gates = blocks("LSTM")
     fault = only(faults(keras("LSTM", gates), loop(gates, change=change)), cause)
     assert (fault.node.name, fault.parameter) == ("rnn", name)
+
+
+def test_the_zeros_a_source_starts_from_do_not_explain_a_dropped_bias_inside_a_loop():
+    gates = blocks("LSTM")
+    source = keras("LSTM", gates)
+    source.add("Add", "y", source.const("start", np.float32(0)), out="z", name="start", shape=(1, 7, HIDDEN))
+    fault = only(faults(source, loop(gates, change=lambda arrays: arrays[2].fill(0))))
+    assert fault.parameter == "body/2"

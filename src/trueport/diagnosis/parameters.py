@@ -236,7 +236,8 @@ class Region:
         flat = mine.array.ravel()
         if np.any(flat != flat[0]):
             return None
-        for known in self.pool.raw:
+        inner = kind(item.node) == "Loop"  # whose biases are operands of another loop, or of a layer
+        for known in () if inner and flat[0] == 0 else self.pool.raw:
             if np.all(known.array == known.array.flat[0]) and abs(known.array.flat[0] - flat[0]) <= 1e-6 * abs(flat[0]):
                 return Known(mine.array, known.names, "spread")
         if float(flat[0]) not in (0.0, 1.0) or (mine.array.ndim > 1 and mine.axes):
@@ -244,7 +245,7 @@ class Region:
         wanted = [
             known
             for known in [*self.pool.raw, *self.pool.vectors]
-            if known.array.size == flat.size and np.any(known.array) and pool.is_bias(known)
+            if known.array.size == flat.size and np.any(known.array) and (inner or pool.is_bias(known))
         ]
         if flat[0] == 0 and wanted and not self._satisfied(item, wanted):
             return None

@@ -242,11 +242,19 @@ class Model:
         return found
 
     def inner(self, number: int) -> Iterator[tuple[str, np.ndarray]]:
-        """The float constants of another subgraph, dequantised, by a name that says which; those that cannot be read are left out."""
+        """The float constants that the operators of another subgraph read, dequantised, by a name that says which; those that cannot be read are left out."""
         subgraph = self.root.subgraphs[number]
-        written = {index for operator in self._operators(subgraph) for index in operator.outputs}
+        operators = self._operators(subgraph)
+        written = {index for operator in operators for index in operator.outputs}
+        read = {index for operator in operators for index in operator.inputs}
         for index, item in enumerate(subgraph.tensors or ()):
-            if index in written or item.isVariable or not self._has_data(item.buffer) or item.sparsity is not None:
+            if (
+                index in written
+                or index not in read
+                or item.isVariable
+                or not self._has_data(item.buffer)
+                or item.sparsity is not None
+            ):
                 continue
             dtype = DTYPES[item.type] if 0 <= item.type < len(DTYPES) else f"type {item.type}"
             grid = read_grid(item, dtype, constant=True)
