@@ -1,0 +1,236 @@
+"""Where the faults of a target of reduced precision sit: every operator is judged alone, on the source's own values.
+
+Rounding adds up over a quantised model until no tolerance tells it from a fault. So the target is cut at every paired
+value at once: each operator reads the source's values, and what it makes of them is off by its own rounding only. The
+first value that is off by more is blamed, and the injection search proves it, with the noise of the declared precision as
+what may stay. Values that were too disturbed to be paired are paired by what they become when computed alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from trueport.align import relations
+from trueport.align.info import Kind
+from trueport.align.match import NEAR, View, align
+from trueport.align.types import Alignment, Match, Relation
+from trueport.diagnosis import localize
+from trueport.diagnosis.candidates import MOVEMENT
+from trueport.diagnosis.localize import Localizer, Located
+from trueport.diagnosis.pair import Output, Pair
+from trueport.outcome import Failure
+
+FITS = 0.1
+"""Share of the least noise up to which two source values fit equally well; beyond it the nearer one is the twin."""
+CLEARLY = 0.7
+"""A value computed alone gets another twin when that leaves so small a share of the error."""
+SWEEPS = 6
+"""Times that the target is cut and paired anew; values behind a mispaired one are right one time later."""
+
+
+class Noise(NamedTuple):
+    """Local error of one operator: `least` is never a fault, `most` always is one, in between 4 times the median."""
+
+    least: float
+    most: float
+
+
+NOISE: Mapping[str, Noise] = {
+    "int8": Noise(0.1, 0.3),
+    "int8-dynamic": Noise(0.04, 0.2),
+    "float16": Noise(5e-3, 3e-2),
+}
+"""By declared precision. Clean int8 networks: median .027, at most .049 and .096; float16: median 4e-4, at most 2e-3."""
+
+FIXED = ("Sigmoid", "Softmax", "LogSoftmax", "Tanh", "LpNormalization")
+"""Operators whose integer grid is prescribed, however little of it the values fill: one step of it is no fault."""
+MEDIANS = 4.0
+"""Local errors above so many medians are outliers."""
+FINER = (1.0, 0.5, 0.25)
+"""Shares of the threshold that are tried one after the other, while nothing is found."""
+HEALED = 1.5
+"""Times the output's own noise floor that may stay when a fault is healed: the few runs that are traced deviate most."""
+GONE = 0.5
+"""Share of the error that must go away at least, where an output is hardly worse than its floor."""
+PROVES = 0.3
+"""Share of the error that an injection at an outlier must take away to be kept although more stays."""
+
+
+def locate(pair: Pair, *, deadline: float = float("inf")) -> Located:
+    """Find all faults of a pair, by the method that fits the declared precision of the target."""
+    if pair.precision not in NOISE:
+        return localize.locate(pair, deadline=deadline)
+    first = pair.theirs
+    best: Located | None = None
+    for share in FINER:
+        pair.theirs = first
+        found = Locally(pair, deadline=deadline, share=share).run()
+        if best is None or found.better(best):
+            best, kept = found, pair.theirs
+        if best.healed or time.monotonic() > deadline:
+            break
+    assert best is not None
+    pair.theirs = kept
+    return best
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """One target value computed from the source's values: its twin, and the error of that."""
+
+    source: str
+    relation: Relation
+    error: float
+
+
+def sweep(pair: Pair, injected: Mapping[str, np.ndarray], same: float) -> dict[str, Alone]:
+    """Cut the target at every paired value at once until the pairs stay; the local error of each paired value.
+
+    same: error up to which two source values fit equally well.
+    """
+    accumulated = align(pair.ours, pair.theirs, pair.pins, tolerance=same)
+    found = {
+        name: Alone(match.source, match.relation, match.error)
+        for name, match in accumulated.matches.items()
+        if _pairs(pair, match)
+    }
+    for _ in range(SWEEPS):
+        given = {name: array for name, one in found.items() if (array := _put_in(pair, name, one)) is not None}
+        wanted = [name for name in pair.theirs.infos if name not in pair.target.inputs and name not in injected]
+        reply = pair.target.replay({**given, **injected}, wanted)
+        if isinstance(reply, Failure):
+            break
+        values = {**pair.theirs.values, **reply.value.emitted}
+        again = _paired_alone(pair, found, values, same)
+        pair.target.session.pool.release(reply.value.folder)
+        settled = {name: (one.source, one.relation) for name, one in found.items()} == {
+            name: (one.source, one.relation) for name, one in again.items()
+        }
+        found = again
+        if settled:
+            break
+    return found
+
+
+def _pairs(pair: Pair, match: Match) -> bool:
+    """Whether a match by accumulated values is worth cutting at."""
+    kind = pair.theirs.infos[match.target].kind
+    return match.how not in ("input", "shuffle") and kind is Kind.ACT and match.error < NEAR
+
+
+def _put_in(pair: Pair, target: str, one: Alone) -> np.ndarray | None:
+    current = pair.theirs.values[target]
+    try:
+        array = one.relation.to_target(np.asarray(pair.ours.values[one.source]), current.shape[1:])
+    except ValueError:
+        return None
+    return np.ascontiguousarray(array).astype(current.dtype, copy=False)
+
+
+def _paired_alone(
+    pair: Pair, before: Mapping[str, Alone], values: Mapping[str, np.ndarray], same: float
+) -> dict[str, Alone]:
+    """The twins of the values that were computed alone: what they were before, or what fits clearly better now."""
+    view = View.of(pair.theirs.graph, values)
+    matches = align(pair.ours, view, pair.pins, tolerance=same).matches
+    found: dict[str, Alone] = {}
+    for name in pair.theirs.infos:
+        match, old = matches.get(name), before.get(name)
+        kept = None if old is None else replace(old, error=_error(pair, values[name], old))
+        fits = match is not None and match.how == "value" and match.error < NEAR
+        if match is not None and fits and (kept is None or match.error < CLEARLY * kept.error):
+            kept = Alone(match.source, match.relation, match.error)
+        if kept is not None:
+            found[name] = kept
+    return found
+
+
+def _error(pair: Pair, array: np.ndarray, one: Alone) -> float:
+    return relations.error(pair.ours.values[one.source], array, one.relation, pair.ours.infos[one.source].unit)
+
+
+class Locally(Localizer):
+    """The injection search over values that are judged alone. `share`: of the usual threshold."""
+
+    def __init__(self, pair: Pair, *, deadline: float = float("inf"), share: float = 1.0) -> None:
+        self.noise, self.share = NOISE[pair.precision], share
+        self.threshold = self.noise.least * share
+        self.alone: dict[str, Alone] = {}
+        super().__init__(pair, deadline=deadline)
+
+    def _aligned(self, anew: Iterable[str] | None = None) -> Alignment:
+        """The pairs of the sweep. What is an outlier, or computed from one, does not agree."""
+        pair = self.pair
+        self.alone = sweep(pair, self.injected, FITS * self.noise.least)
+        computed = [one.error for name, one in self.alone.items() if self._computes(name)]
+        median = float(np.median(computed)) if computed else 0.0
+        usual = max(self.noise.least, min(MEDIANS * median, self.noise.most))
+        self.threshold = self.share * usual
+        outliers = [name for name in self.alone if name not in self.injected and not self._sound(name)]
+        behind = pair.theirs.graph.downward(outliers)
+        plain = align(pair.ours, pair.theirs, pair.pins, tolerance=FITS * self.noise.least)
+        matches = {name: self._judged(match, behind) for name, match in plain.matches.items()}
+        for name, one in self.alone.items():
+            error = _error(pair, pair.theirs.values[name], one)
+            how = "value" if error < NEAR else "structure"
+            if name in plain.matches and plain.matches[name].how == "output":
+                how = "output"
+            ok = name not in behind and self._sound(name)
+            matches[name] = Match(
+                target=name,
+                source=one.source,
+                relation=one.relation,
+                error=error,
+                how=how,
+                ok=ok or name in self.injected,
+            )
+        heads = {pair.ours.alike.get(match.source) for match in matches.values() if match.ok}
+        explained = {name for name, head in pair.ours.alike.items() if head in heads}
+        explained |= {match.source for match in matches.values() if match.ok}
+        return replace(plain, matches=matches, explained=frozenset(explained))
+
+    def _judged(self, match: Match, behind: Mapping[str, None]) -> Match:
+        """A match that the sweep did not make: inputs agree, nothing else does by its accumulated value."""
+        return match if match.how == "input" else replace(match, ok=match.ok and match.target not in behind)
+
+    def _sound(self, name: str) -> bool:
+        """Whether a value computed alone is off by no more than rounding."""
+        one, node = self.alone[name], self.pair.theirs.graph.producer(name)
+        if one.error <= self.threshold or node is None or node.op not in FIXED or self.pair.precision != "int8":
+            return one.error <= self.threshold
+        return one.error <= _step(self.pair.theirs.values[name]) / self.pair.ours.infos[one.source].unit
+
+    def _computes(self, name: str) -> bool:
+        node = self.pair.theirs.graph.producer(name)
+        return node is not None and node.op not in MOVEMENT
+
+    @property
+    def _same(self) -> float:
+        return self.threshold
+
+    def _limit(self, output: Output) -> float:
+        """Error from which an output is right again: its own noise and well below what it was, or next to nothing of that."""
+        before = self.before[output.target]
+        floor = HEALED * output.floor if np.isfinite(output.floor) else float("inf")
+        limit = max(min(floor, GONE * before), localize.RESIDUE * before)
+        return limit if np.isfinite(limit) else 0.0
+
+    def _useful(self, trial: localize._Trial) -> bool:
+        """Whether an injection proves a fault although the outputs stay wrong: that of an outlier, which takes much away."""
+        if super()._useful(trial):
+            return True
+        wrong = not self.alignment.ok(trial.candidate.target)
+        before = max((self.now[output] for output in trial.errors), default=0.0)
+        left = max(trial.errors.values(), default=float("inf"))
+        return wrong and localize.share(before, left) >= PROVES
+
+
+def _step(values: np.ndarray) -> float:
+    """The smallest distance between two different numbers of a value; 0 when all are equal."""
+    steps = np.diff(np.unique(np.asarray(values, np.float64)))
+    return float(steps.min()) if len(steps) else 0.0
