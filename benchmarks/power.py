@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -29,7 +30,7 @@ from power_pairs import PAIRS, ROOT, WRONG, Pair, Workshop
 from trueport import api
 from trueport.artifact import Artifact
 from trueport.compare.types import Verdict
-from trueport.diagnosis.run import diagnose
+from trueport.diagnosis.run import Request, diagnose
 from trueport.diagnosis.types import Diagnosis
 from trueport.errors import TrueportError
 from trueport.feeds import Feeds
@@ -59,7 +60,7 @@ class Ground:
     def diagnose(self, path: Path) -> Diagnosis:
         """Diagnose a changed copy of the target; what its converter declared still holds."""
         changed = Artifact.open(path, format=self.target.format, made_by=self.target.made_by)
-        return diagnose(self.source, changed, self.feeds)
+        return diagnose(self.source, changed, self.feeds, request=Request(tools=False))
 
 
 @dataclass(slots=True)
@@ -108,7 +109,7 @@ class Bench:
     def ground(self, pair: Pair, module: str, kind: str) -> Ground | str:
         """Make the models of a pair; a text when a tool does not do it: why."""
         source = self.workshop.model(pair.zoo, module, kind, pair.source)
-        target = self.workshop.model(pair.zoo, module, kind, pair.target)
+        target = self.workshop.target(pair, module, kind)
         for made in (source, target):
             if isinstance(made, str):
                 return made
@@ -117,7 +118,7 @@ class Bench:
         loaded = reference(self.session, source)
         if isinstance(loaded, Failure):
             return loaded.message
-        if pair.source:  # what the converter declared is told in terms of another model than this source
+        if pair.cross:  # what the converter declared is told in terms of another model than this source
             target = Artifact.open(target.path, format=target.format)
         feeds = api.open_feeds(self.session, source, None)
         planter = Planter(self.session, target)
@@ -220,8 +221,9 @@ def _judged(suspects: Sequence[Mapping[str, Any]], planted: Sequence[Planted], d
     """Compare what is suspected with the truth.
 
     The ranking is that of a reader: the nodes of the first suspect in its order, then those of the second. A suspect
-    none of whose nodes is in any truth is spurious. Of several faults each must be among the first nodes of a suspect
-    of its own.
+    none of whose nodes is in any truth is spurious. Of several faults each must be named among the first nodes of a
+    suspect; neighbouring faults may be named by one suspect, and "own" counts those that have one to themselves. An
+    operator that is put in later moves the numbers of TFLite's operators, so these are left out.
     """
     truth = {name for one in planted for name in one.nodes}
     ranking = [name for suspect in suspects for name in suspect["target_nodes"]]
@@ -235,14 +237,19 @@ def _judged(suspects: Sequence[Mapping[str, Any]], planted: Sequence[Planted], d
         judged["cause_right"] = cause in (planted[0].cause, *planted[0].cause_also)
         judged["cause_exact"] = cause == planted[0].cause
     elif planted:
-        judged["found"] = _matched(suspects, planted)
+        heads = [{_unnumbered(name) for name in suspect["target_nodes"][:TOP]} for suspect in suspects]
+        truths = [{_unnumbered(name) for name in one.nodes} for one in planted]
+        judged["found"] = sum(any(head & truth for head in heads) for truth in truths)
+        judged["own"] = _matched(heads, truths)
     return judged
 
 
-def _matched(suspects: Sequence[Mapping[str, Any]], planted: Sequence[Planted]) -> int:
+def _unnumbered(node: str) -> str:
+    return re.sub(r"^\d+:", "", node)
+
+
+def _matched(heads: Sequence[set[str]], free: Sequence[set[str]]) -> int:
     """How many faults have a suspect of their own: the largest matching between the two, by trying all orders."""
-    free = [set(one.nodes) for one in planted]
-    heads = [set(suspect["target_nodes"][:TOP]) for suspect in suspects]
 
     def best(fault: int, used: frozenset[int]) -> int:
         if fault == len(free):
