@@ -9,20 +9,21 @@ what may stay. Values that were too disturbed to be paired are paired by what th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from trueport.align import relations
-from trueport.align.info import Kind
+from trueport.align.info import Kind, rms
 from trueport.align.match import NEAR, View, align
 from trueport.align.types import Alignment, Match, Relation
 from trueport.diagnosis import localize
-from trueport.diagnosis.candidates import MOVEMENT
+from trueport.diagnosis.candidates import MOVEMENT, Candidate, Candidates
 from trueport.diagnosis.localize import Localizer, Located
 from trueport.diagnosis.pair import Output, Pair
+from trueport.diagnosis.types import Cause, Evidence, Finding
 from trueport.outcome import Failure
 
 FITS = 0.1
@@ -57,6 +58,20 @@ HEALED = 1.5
 """Times the output's own noise floor that may stay when a fault is healed: the few runs that are traced deviate most."""
 GONE = 0.5
 """Share of the error that must go away at least, where an output is hardly worse than its floor."""
+SLIGHT = 0.05
+"""Share of the error below which an injection must show that it is needed."""
+WORSE = 1.1
+"""Growth of an output's error without which an injection was not needed."""
+OUTSIDE = 0.005
+"""Share of the elements beyond a grid's ends from which that is a finding; calibration may leave out rare extremes."""
+EXPLAINS = 0.5
+"""Share of a value's error that may stay once the source's value is cut off at the same ends."""
+SPAN = 250
+"""Steps of an 8-bit grid that a value must fill before its ends can be what cuts it off, and not an activation."""
+AT_END = 0.8
+"""Share of those elements that must stand at the end of the grid: they were cut off, and are not small for another reason."""
+SATURATED = 3.2
+"""Weight of a grid whose ends cut the values off: above that of a parameter, which is seen less directly."""
 PROVES = 0.3
 """Share of the error that an injection at an outlier must take away to be kept although more stays."""
 
@@ -124,9 +139,13 @@ def _pairs(pair: Pair, match: Match) -> bool:
 
 
 def _put_in(pair: Pair, target: str, one: Alone) -> np.ndarray | None:
-    current = pair.theirs.values[target]
+    return _put_in_as(pair, one.source, one.relation, pair.theirs.values[target])
+
+
+def _put_in_as(pair: Pair, source: str, relation: Relation, current: np.ndarray) -> np.ndarray | None:
+    """A source value in the shape and type of a target value; None where the sizes differ."""
     try:
-        array = one.relation.to_target(np.asarray(pair.ours.values[one.source]), current.shape[1:])
+        array = relation.to_target(np.asarray(pair.ours.values[source]), current.shape[1:])
     except ValueError:
         return None
     return np.ascontiguousarray(array).astype(current.dtype, copy=False)
@@ -158,10 +177,68 @@ class Locally(Localizer):
     """The injection search over values that are judged alone. `share`: of the usual threshold."""
 
     def __init__(self, pair: Pair, *, deadline: float = float("inf"), share: float = 1.0) -> None:
+        self.kept: dict[str, tuple[str, ...]] = {}
         self.noise, self.share = NOISE[pair.precision], share
         self.threshold = self.noise.least * share
         self.alone: dict[str, Alone] = {}
         super().__init__(pair, deadline=deadline)
+
+    def run(self) -> Located:
+        """Find all faults, and leave out those that take next to nothing away and without which the outputs are as right.
+
+        (What lies above another injection is never needed, so that alone proves nothing.)
+        """
+        located = super().run()
+        for finding in list(located.findings):
+            slight = finding.target in self.kept and finding.causal < SLIGHT
+            if slight and len(located.findings) > 1 and not self._needed(finding):
+                located.findings.remove(finding)
+                for name in self.kept[finding.target]:
+                    self.injected.pop(name, None)
+        return located
+
+    def _needed(self, finding: Finding) -> bool:
+        """Whether the outputs get worse when only this finding's values are not put in."""
+        rest = {name: array for name, array in self.injected.items() if name not in self.kept[finding.target]}
+        wrong = [output for output in self.pair.outputs if output.bad and output.target not in rest]
+        reply = self.pair.target.replay(rest, [output.target for output in wrong])
+        if isinstance(reply, Failure):
+            return True
+        errors = {output.target: self.pair.output_error(output, reply.value.emitted[output.target]) for output in wrong}
+        self.pair.target.session.pool.release(reply.value.folder)
+        return any(
+            errors[output.target] > max(self._limit(output), WORSE * self.now[output.target]) for output in wrong
+        )
+
+    def _accept(self, trial: localize._Trial, search: Candidates) -> Finding:
+        finding = super()._accept(trial, search)
+        self.kept[finding.target] = (*self.kept.get(finding.target, ()), *trial.given)
+        return finding
+
+    def _try(
+        self, candidate: Candidate, array: np.ndarray, search: Candidates, bad: Sequence[Output]
+    ) -> list[localize._Trial]:
+        """Put the value in; where the tensor's own grid cannot hold it, the values behind it too."""
+        trials = super()._try(candidate, array, search, bad)
+        if any(trial.healed for trial in trials) or not self._spoils(candidate, array):
+            return trials
+        given = {candidate.target: array}
+        for name in self.pair.theirs.graph.children(candidate.target):
+            one = self.alone.get(name)
+            if one is not None and (behind := _put_in(self.pair, name, one)) is not None:
+                given[name] = behind
+        more = self._trial(candidate, given, search, bad) if len(given) > 1 else None
+        return trials if more is None else [*trials, more]
+
+    def _spoils(self, candidate: Candidate, array: np.ndarray) -> bool:
+        """Whether the grid on which the target's value lies is too coarse or too short for what is put in."""
+        current = np.asarray(self.pair.theirs.values[candidate.target])
+        step = _step(current)
+        if self.pair.precision != "int8" or step == 0 or current.shape != array.shape:
+            return False
+        rounded = np.clip(np.round(array / step) * step, current.min(), current.max())
+        unit = self.pair.ours.infos[candidate.source].unit
+        return rms(rounded - np.asarray(array, np.float64)) / unit > self.threshold
 
     def _aligned(self, anew: Iterable[str] | None = None) -> Alignment:
         """The pairs of the sweep. What is an outlier, or computed from one, does not agree."""
@@ -228,6 +305,40 @@ class Locally(Localizer):
         before = max((self.now[output] for output in trial.errors), default=0.0)
         left = max(trial.errors.values(), default=float("inf"))
         return wrong and localize.share(before, left) >= PROVES
+
+
+def saturation(pair: Pair, finding: Finding) -> Evidence | None:
+    """The integer grid of the finding's value, where it cuts off what the source computes and that explains the error."""
+    current, node = pair.target.values.get(finding.target), pair.target.graph.producer(finding.target)
+    if pair.precision != "int8" or finding.source is None or finding.relation is None:
+        return None
+    if current is None or node is None or finding.source not in pair.ours.infos:
+        return None
+    array = _put_in_as(pair, finding.source, finding.relation, current)
+    if array is None or not np.isfinite(array).all():
+        return None
+    low, high = float(current.min()), float(current.max())
+    step = _step(current)
+    if step == 0 or high - low < SPAN * step:
+        return None
+    beyond = (array < low - step) | (array > high + step)
+    outside = float(beyond.mean())
+    off = np.abs(np.asarray(current, np.float64) - np.clip(array, low, high))
+    whole = rms(np.asarray(current, np.float64) - array)
+    if outside < OUTSIDE or rms(off) > EXPLAINS * whole or np.mean(off[beyond] <= step) < AT_END:
+        return None
+    first = bool(set(node.inputs) & set(pair.target.graph.inputs))
+    what = "of the input" if first else f"of what {node.native_op or node.op} gives"
+    maker = pair.source.graph.producer(finding.source)
+    return Evidence(
+        node=node.name,
+        source_nodes=() if maker is None else (maker.name,),
+        cause=Cause.PRECISION,
+        what=f"{outside:.1%} of the elements {what} lie outside the calibrated range [{low:.4g}, {high:.4g}]",
+        source_value=f"{float(array.min()):.4g} to {float(array.max()):.4g}",
+        target_value=f"{low:.4g} to {high:.4g} in steps of {step:.3g}",
+        weight=SATURATED,
+    )
 
 
 def _step(values: np.ndarray) -> float:

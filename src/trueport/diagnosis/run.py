@@ -15,7 +15,7 @@ from trueport.compare.types import Verdict, Verification
 from trueport.conversion import Attempt
 from trueport.diagnosis import evidence, explanation, interface, known, preprocessing, runtime, told, tool
 from trueport.diagnosis.localize import Located
-from trueport.diagnosis.locally import locate
+from trueport.diagnosis.locally import locate, saturation
 from trueport.diagnosis.pair import Pair, trace_pair
 from trueport.diagnosis.types import Cause, Diagnosis, Evidence, Finding, Stage, Suspect
 from trueport.feeds import Feeds
@@ -251,6 +251,8 @@ def suspects_of(pair: Pair, located: Located) -> tuple[Suspect, ...]:
     made: list[Suspect] = []
     for finding in located.findings:
         found = evidence.examine(finding, pair.source, pair.target, located.alignment, precision=pair.precision)
+        cut_off = saturation(pair, finding)
+        found = found if cut_off is None else (cut_off, *found)
         made.append(_suspect(pair, finding, found))
     made.sort(key=lambda suspect: (not _confirmed(suspect), -_share(suspect)))
     kept: list[Suspect] = []
