@@ -21,7 +21,7 @@ METHOD = """## Method
 The models are small ones with seeded random weights, converted by trueport's own steps; one fault at a time is planted
 into the converted file with `trueport.testing`, and only faults that move an output beyond its noise count. Kinds of
 fault are drawn at random, those that were used least first. Every tool gets the generated inputs of the first data
-case, and its documented defaults.
+case, and its documented defaults. The seeds of weights and places are none of those that the diagnosis was developed on.
 
 - **noticed**: at least one value is over the tool's own default threshold; for trueport, the verdict is `deviates`.
 - **right node, first**: the first value over the threshold, in the order of the graph, is computed by a faulty node.
@@ -32,7 +32,8 @@ case, and its documented defaults.
   the values compared.
 - **seconds**: the median for one fault, without imports, environment and conversion, on a busy machine.
 
-trueport's ranking has one order, so its two columns are the same. A tool that failed on a model missed the fault.
+trueport's ranking has one order, so its two columns are the same. A tool that failed on a model missed the fault. Where a
+tool complains about clean pairs, that it noticed a fault says little: the last columns belong to the first.
 
 ## Tools, and where they apply
 
@@ -55,7 +56,10 @@ LIMITS = """## Limits of this comparison
   the former is reported in clean models too. The second row takes the best of the rows of each tensor, which a reader
   of the report would have to do.
 - The faults are in the converted file. A tool that checks its own conversion while it converts (onnx2tf, PyTorch's
-  exporter with `verify=True`) is not made for a file that somebody else changed.
+  exporter with `verify=True`) was not made for a file that somebody else changed.
+- The diagnosis was developed on faults of these kinds in models of these architectures, though with other weights and
+  at other places; the other tools were not. Its rates here are on home ground.
+- trueport runs all the inputs that it generates (wide ones, probes, other batch sizes), not only the first case.
 - The models are small and few, so a rate is uncertain by some ten points. No tool here is meant to name a cause.
 - trueport's time holds the verification of all cases, the measurement of the noise floor, and the search for the cause.
 """
