@@ -25,15 +25,16 @@ case, and its documented defaults. The seeds of weights and places are none of t
 
 - **noticed**: at least one value is over the tool's own default threshold; for trueport, the verdict is `deviates`.
 - **right node, first**: the first value over the threshold, in the order of the graph, is computed by a faulty node.
-- **right node, largest**: the same for the value with the largest error, which is how the tools' own reports sort.
+- **right node, largest**: the same for the value with the largest error, by which onnx2tf's report is sorted.
 - **or beside it**: the first one is computed by a faulty node or by one right before or behind it.
 - **cause**: what is wrong there (weights, an attribute, an operator, ...) is named rightly. No other tool names a cause.
 - **clean pairs with alarms**: pairs without a fault of which something is reported; in brackets the values reported, of
   the values compared.
 - **seconds**: the median for one fault, without imports, environment and conversion, on a busy machine.
 
-trueport's ranking has one order, so its two columns are the same. A tool that failed on a model missed the fault. Where a
-tool complains about clean pairs, that it noticed a fault says little: the last columns belong to the first.
+trueport's ranking has one order, so its two columns are the same. A tool that raises an exception
+(`verify_onnx_program` does where shapes differ) has noticed the fault and named no node. Where a tool complains about
+clean pairs, that it noticed a fault says little: the last columns belong to the first.
 
 ## Tools, and where they apply
 
@@ -116,12 +117,12 @@ def _row(tool: str, faults: Sequence[Case], clean: Sequence[Case]) -> str:
     found = [case["tools"][tool] for case in faults]
 
     def count(key: str) -> str:
-        right = sum(bool(one.get(key)) for one in found)
+        right = sum(bool(one.get(key, key == "noticed")) for one in found)  # an exception does not go unnoticed
         return f"{right} of {len(found)} ({100 * right / len(found):.0f} %)"
 
     failed = sum("failed" in one for one in found)
     marks = [count(key) for key in ("noticed", "first_right", "worst_right", "first_near")]
-    marks[0] += f", {failed} failed" if failed else ""
+    marks[0] += f", {failed} by raising" if failed else ""
     cause = count("cause_right") if tool == OURS else "–"
     seconds = [one["seconds"] for one in found if "seconds" in one]
     taken = f"{median(seconds):.1f}" if seconds else "–"
@@ -139,7 +140,7 @@ def _alarms(tools: Sequence[Mapping[str, Any]]) -> str:
     compared = sum(one.get("compared", 0) for one in sane)
     if compared:
         text += f" ({sum(one['alarms'] for one in sane)} of {compared} values)"
-    return text + (f", {len(tools) - len(sane)} failed" if len(sane) < len(tools) else "")
+    return text + (f", {len(tools) - len(sane)} raised" if len(sane) < len(tools) else "")
 
 
 def _versions(cases: Iterable[Case]) -> str:
@@ -157,7 +158,7 @@ def _faults(cases: Sequence[Case]) -> str:
     rows = [
         "## Faults",
         "",
-        "Per tool: right node first (1), beside it (b), noticed only (n), missed (–), failed (x).",
+        "Per tool: right node first (1), beside it (b), noticed only (n), missed (–), raised an exception (x).",
         "",
     ]
     for group in dict.fromkeys(case["group"] for case in cases if case["mode"] == "fault"):

@@ -139,7 +139,7 @@ def cells(text, tool):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_rates_count_every_fault_and_a_failure_is_a_miss():
+def test_rates_count_every_fault_and_an_exception_names_no_node():
     said = peers_page.tables(
         [
             case("clean", check=verdict(noticed=False, alarms=0), other={"failed": "x"}),
@@ -150,8 +150,8 @@ def test_rates_count_every_fault_and_a_failure_is_a_miss():
     assert "2 faults, 1 clean pairs" in said
     assert cells(said, "check")[1:5] == ["2 of 2 (100 %)", "1 of 2 (50 %)", "1 of 2 (50 %)", "2 of 2 (100 %)"]
     assert cells(said, "check")[6] == "0 of 1 (0 of 10 values)"
-    assert cells(said, "other")[1:3] == ["1 of 2 (50 %), 1 failed", "1 of 2 (50 %)"]
-    assert cells(said, "other")[6] == "0 of 0, 1 failed"
+    assert cells(said, "other")[1:3] == ["2 of 2 (100 %), 1 by raising", "1 of 2 (50 %)"]
+    assert cells(said, "other")[6] == "0 of 0, 1 raised"
 
 
 def test_alarms_on_clean_pairs_are_values_a_verdict_or_nothing_to_say():
