@@ -27,11 +27,11 @@ from trueport.verification import Reference
 RUNS = 4
 """Runs that are traced: 2, 3 and 6 gave the same result on 110 planted faults; more cost memory."""
 
-WITHIN = 10.0
-"""Ratio to the floor that the verdict accepts; a case below it does not show why an output is infinite in another."""
+CLEARLY = 100.0
+"""Ratio to the floor from which a case shows a fault of its own beside an output that is infinite in another case."""
 
-NAMED_CASE = re.compile(r"in case '([^']*)'")
-"""How the reason of an output names the case that shows it."""
+OVERFLOW = re.compile(r"in case '([^']*)': \d+ elements are NaN or infinite in the target")
+"""How the comparison says that a case, a probe too, has an output that is not finite in the target alone."""
 
 TOLERANCE: Mapping[str, float] = {"float32": 3e-5, "float16": 6e-3, "int8-dynamic": 0.3, "int8": 0.45}
 """Error up to which a value counts as equal, by declared precision: an order above what clean small networks show."""
@@ -159,7 +159,7 @@ def worst_runs(given: Feeds, verification: Verification) -> Case:
             first[str(output.worst_index[0])] = int(output.worst_index[1])
     # A representative case speaks for the model; a probe is traced only where nothing else deviates, or alone overflows.
     overflowing = _overflowing(verification)
-    least = 1.0 if not overflowing else WITHIN
+    least = CLEARLY if overflowing else 1.0
     bad = [case for case in given.cases if weight.get(case.name, 0.0) > least and case.kind == "data"]
     bad = bad or [case for case in given.cases if case.name in overflowing]
     bad = bad or [case for case in given.cases if case.name in first] or list(given.cases)
@@ -178,7 +178,10 @@ def worst_runs(given: Feeds, verification: Verification) -> Case:
         if worst is not None and worst in order:
             order.insert(0, order.pop(worst))
         rows += [(case, run) for run in order]
-    chosen = rows[:RUNS]
+    # Half of them from the worst case, the others from other ranges of the data: what saturates in one shows in another.
+    own = [row for row in rows if row[0] is start]
+    others = [next(row for row in rows if row[0] is case) for case in alike if case is not start]
+    chosen = [*own[: max(RUNS // 2, RUNS - len(others))], *others, *rows][:RUNS]
     inputs = {name: np.stack([case.inputs[name][run] for case, run in chosen]) for name in start.inputs}
     return Case(name=start.name, kind=start.kind, inputs=inputs)
 
@@ -196,11 +199,8 @@ def _calmest(cases: Sequence[Case], weight: Mapping[str, float], verification: V
 
 
 def _overflowing(verification: Verification) -> set[str]:
-    """The cases in which an output is NaN or infinite in the target alone: they have no ratio."""
-    outputs = [
-        output for output in verification.comparison.outputs if output.target_nonfinite > output.source_nonfinite
-    ]
-    return {found[1] for output in outputs if (found := NAMED_CASE.search(output.reason)) is not None}
+    """The cases in which an output is NaN or infinite in the target alone: they have no ratio for it."""
+    return {case for output in verification.comparison.outputs for case in OVERFLOW.findall(output.reason)}
 
 
 def _shapes(case: Case) -> dict[str, tuple[int, ...]]:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from trueport import tracing
 from trueport.artifact import Artifact
 from trueport.compare.types import Verdict, Verification
@@ -152,7 +154,9 @@ def _runtime(pair: Pair, notes: list[str]) -> tuple[tuple[Finding, Evidence], ..
     bad = [output for output in pair.outputs if output.bad and output.target in outputs]
     shipped = [pair.output_error(output, outputs[output.target]) for output in bad]
     shown = [pair.output_error(output) for output in bad]
-    right = [not after > RIGHT * before for before, after in zip(shipped, shown, strict=True)]
+    right = [
+        after <= RIGHT * (before if np.isfinite(before) else 1.0) for before, after in zip(shipped, shown, strict=True)
+    ]
     return runtime.find(pair.target, outputs) if bad and all(right) else ()
 
 
