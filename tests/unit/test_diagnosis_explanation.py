@@ -133,7 +133,7 @@ def test_without_a_suspect_nothing_is_blamed():
     ("verdict", "words"),
     [
         (Verdict.FAITHFUL, "computes what net.pt2 (pytorch) computes."),
-        (Verdict.FLAKY, "different results from run to run"),
+        (Verdict.FLAKY, "cannot be judged against net.pt2 (pytorch): it is what it is."),
         (Verdict.INCOMPARABLE, "cannot be compared with net.pt2 (pytorch): it is what it is."),
     ],
 )
@@ -158,3 +158,28 @@ def test_versions_can_be_those_of_the_tool():
     assert "tool8" not in text
     assert "torch 2.9.1" not in text
     assert "Versions" not in compose(verification(), [suspect()], versions={})
+
+
+def test_what_was_found_out_about_the_tool_stands_before_the_cure_and_is_not_said_twice():
+    said = ("another converter is faithful", f"torch-onnx made it: {STAGE.reason}")
+    text = compose(verification(), [suspect()], stage=STAGE, known_issue=ISSUE, said=said)
+    assert text.index("another converter is faithful.") < text.index(ISSUE.id)
+    assert text.count(STAGE.reason) == 1
+
+
+def test_a_fault_that_another_one_hides_is_no_negative_share():
+    text = compose(verification(), [suspect(), suspect("other", 2, causal=-0.2)])
+    assert "partly hidden by the others" in text
+    assert "-20" not in text
+
+
+def test_the_tools_of_both_sides_are_named():
+    versions = {
+        "trueport": "1",
+        "source.python": "3.11",
+        "source.torch": "2.9",
+        "target.numpy": "2",
+        "target.onnxruntime": "1.31",
+    }
+    text = compose(verification(), [suspect()], versions=versions)
+    assert "Versions: trueport 1, source.torch 2.9, target.onnxruntime 1.31." in text

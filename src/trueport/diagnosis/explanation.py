@@ -19,14 +19,15 @@ def compose(
     *,
     stage: Stage | None = None,
     known_issue: KnownIssue | None = None,
+    said: Sequence[str] = (),
     versions: Mapping[str, str] | None = None,
 ) -> str:
     """One paragraph: the verdict with its figures, the place, what is wrong with both values, the proof, the tool, the cure.
 
-    Several suspects: the first in detail, the others in a clause each.
+    Several suspects: the first in detail, the others in a clause each. `said`: sentences of who looked for the tool.
     """
     sentences = [_verdict(verification)]
-    if suspects:
+    if suspects and verification.verdict is not Verdict.INCOMPARABLE:
         sentences.append(_first(suspects[0]))
         sentences.append(_proof(suspects[0]))
         if len(suspects) > 1:
@@ -35,6 +36,7 @@ def compose(
         sentences.append("No place inside the target could be made out at which the difference begins.")
     sentences += [
         _stage(stage),
+        *(_sentence(text) for text in said if stage is None or stage.reason not in text),
         _known(known_issue),
         _versions(verification.versions if versions is None else versions),
     ]
@@ -47,7 +49,7 @@ def _verdict(verification: Verification) -> str:
     if verification.verdict is Verdict.FAITHFUL:
         return f"{names} computes what {original} computes."
     if verification.verdict is Verdict.FLAKY:
-        return f"{original} gives different results from run to run, so that {verification.target.path.name} cannot be judged."
+        return f"{names} cannot be judged against {original}: {_sentence(verification.reason)}"
     if verification.verdict is Verdict.INCOMPARABLE:
         return f"{names} cannot be compared with {original}: {_sentence(verification.reason)}"
     worst = max(verification.comparison.outputs, key=lambda output: _finite(output.ratio), default=None)
@@ -92,7 +94,11 @@ def _others(suspects: Sequence[Suspect]) -> str:
     clauses = []
     for suspect in suspects:
         node = suspect.target_nodes[0] if suspect.target_nodes else "the inputs"
-        share = f", {_percent(suspect.causal)} of the error" if math.isfinite(suspect.causal) else ""
+        share = ""
+        if math.isfinite(suspect.causal):
+            share = (
+                f", {_percent(suspect.causal)} of the error" if suspect.causal >= 0 else ", partly hidden by the others"
+            )
         unsure = ", unconfirmed" if suspect.finding is not None and not suspect.finding.confirmed else ""
         clauses.append(f"'{node}' ({suspect.cause}: {suspect.what.rstrip('.')}{share}{unsure})")
     return f"Besides, {'; '.join(clauses)}."
@@ -110,14 +116,20 @@ def _known(issue: KnownIssue | None) -> str:
         return ""
     fixed = f", fixed in {issue.fixed_in}" if issue.fixed_in else ""
     return (
-        f"This is the known issue {issue.id} ({issue.url}): {issue.summary.rstrip('.')}{fixed}. {_sentence(issue.cure)}"
+        f"This is the known issue {issue.id} ({issue.url}): {issue.summary.rstrip('.')}{fixed}. "
+        f"{_sentence(issue.cure[:1].upper() + issue.cure[1:])}"
     )
 
 
 def _versions(versions: Mapping[str, str]) -> str:
     if not versions:
         return ""
-    listed = ", ".join(f"{name} {version}" for name, version in list(versions.items())[:_TOOLS])
+    # The tools of either side; the interpreter and NumPy seldom matter to whom the issue is for.
+    tools = [name for name in versions if name.split(".")[-1] not in ("python", "numpy", "trueport")]
+    sides = [[name for name in tools if name.startswith(side)] for side in ("source.", "target.")]
+    both = [name for name in tools if not name.startswith(("source.", "target."))]
+    chosen = ["trueport", *both[:_TOOLS], *sides[0][: _TOOLS // 2], *sides[1][: _TOOLS // 2]]
+    listed = ", ".join(f"{name} {versions[name]}" for name in chosen if name in versions)
     return f"Versions: {listed}."
 
 

@@ -32,7 +32,7 @@ PRODUCERS: tuple[tuple[str, tuple[str, ...]], ...] = (
 WITHIN = 10.0
 """Ratio of a deviation to the noise floor that the verdict accepts."""
 
-SAME_PACKAGE = {"tensorflow": ("tensorflow", "tensorflow-cpu"), "keras": ("keras", "tf_keras")}
+SAME_PACKAGE = {"tensorflow": ("tensorflow", "tensorflow-cpu"), "keras": ("keras", "tf_keras", "tf-keras")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

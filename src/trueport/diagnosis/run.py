@@ -237,13 +237,14 @@ def _explained(
         clock.lap("tools")
     if not suspects and stage is not None:
         suspects = (interface.blamed_tool(stage),)
-    text = explanation.compose(verification, suspects, stage=stage, known_issue=issue)
+    said = (*told.other_weights(suspects), *said)
+    text = explanation.compose(verification, suspects, stage=stage, known_issue=issue, said=said)
     return Diagnosis(
         verification=verification,
         suspects=suspects,
         stage=stage,
         known_issue=issue,
-        explanation=" ".join([text, *told.other_weights(suspects), *said]),
+        explanation=text,
         notes=notes,
         alignment=counts,
         timings=clock.laps,
