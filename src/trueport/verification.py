@@ -185,8 +185,7 @@ def verify(
     Everything that goes wrong with a model ends as a verdict with its reason; a wrong request raises UsageError.
     """
     session, started = source.session, time.perf_counter()
-    loaded = session.signature(target)
-    if isinstance(loaded, Failure):
+    if isinstance(loaded := session.signature(target), Failure):
         return incomparable(source, target, given, precision, f"the target cannot be loaded: {loaded.message}", rerun)
     signature = loaded.value
     declared = precision or declared_precision(source.signature, signature)
@@ -201,16 +200,12 @@ def verify(
     if not common.cases:
         reason = f"source and target take no common input shape: {'; '.join(common.notes[-1:])}"
         return incomparable(source, target, common, declared, reason, rerun)
-    measured = source.measure(common, declared)
-    if isinstance(measured, Failure):
+    if isinstance(measured := source.measure(common, declared), Failure):
         reason = f"the source does not run on these inputs ({measured.kind}): {measured.message}"
         return incomparable(source, target, common, declared, reason, rerun)
     target_started = time.perf_counter()
     cases = reconcile.apply(mapping, common)
-    ran = session.run(target, cases)
-    if isinstance(ran, Failure):
-        ran = Ok(RunResults(runs={case.name: ran for case in cases}, versions={}))
-    repeated = session.run(target, [head(case) for case in cases if case.name not in ran.value.failures])
+    ran, repeated = _run_twice(session, target, cases)
     target_seconds = time.perf_counter() - target_started
     on_source, on_target, told = output_grids(source.signature, signature, names, layout)
     judged = partial(
@@ -255,6 +250,14 @@ def verify(
         rerun=tuple(rerun) or rerun_command(session, source.artifact, target, common, declared),
         notes=(*source.artifact.made_by.get("notes", ()), *common.notes, *mapping.notes, *told, *measured.value.notes),
     )
+
+
+def _run_twice(session: Session, target: Artifact, cases: Sequence[Case]) -> tuple[Ok[RunResults], Outcome[RunResults]]:
+    """Run a target on all cases, and again on the first runs of those that went well: twice the same, or it is flaky."""
+    ran = session.run(target, cases)
+    if isinstance(ran, Failure):
+        ran = Ok(RunResults(runs={case.name: ran for case in cases}, versions={}))
+    return ran, session.run(target, [head(case) for case in cases if case.name not in ran.value.failures])
 
 
 def output_grids(

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from trueport.align.info import Info, Kind, describe
 from trueport.align.match import View
 from trueport.align.types import Alignment, Relation
 from trueport.diagnosis.candidates import MOVEMENT, Candidate, Candidates
+from trueport.diagnosis.located import Located, Trial, share
 from trueport.diagnosis.pair import Output, Pair
 from trueport.diagnosis.types import Finding
 from trueport.outcome import Failure
@@ -48,52 +48,6 @@ PARAMETRIC = {
 """Operators whose result agrees by accident hardly ever: one such value behind an injection proves it."""
 
 
-class _Trial(NamedTuple):
-    """One injection: what it did to the outputs, how many are right with it, how many values behind it agree again."""
-
-    candidate: Candidate
-    given: Mapping[str, np.ndarray]
-    errors: Mapping[str, float]
-    healed: bool
-    outputs: int
-    gained: int
-
-    @property
-    def rank(self) -> tuple[int, int, float]:
-        """Larger is better, among injections that do not heal everything."""
-        worst = max(self.errors.values(), default=0.0)
-        return (self.outputs, self.gained, -worst)
-
-
-@dataclass(kw_only=True)
-class Located:
-    """What localisation found. `healed`: whether the outputs are right once all findings are mended."""
-
-    findings: list[Finding] = field(default_factory=list)
-    healed: bool = False
-    alignment: Alignment
-    injected: dict[str, np.ndarray] = field(default_factory=dict)
-    tries: int = 0
-    before: dict[str, float] = field(default_factory=dict)
-    """Error of each target output before anything was put in."""
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def sharp(self) -> bool:
-        """Whether everything is proven, every region is small, and the errors arise there and are not only passed on."""
-        return self.healed and bool(self.findings) and all(_sharp(finding) for finding in self.findings)
-
-    def better(self, other: Located) -> bool:
-        """Whether this one proves more, or the same with smaller regions."""
-        mine, theirs = (sum(map(_sharp, one.findings)) / max(1, len(one.findings)) for one in (self, other))
-        return (self.healed, mine, -self._width()) > (other.healed, theirs, -other._width())
-
-    def _width(self) -> int:
-        return sum(len(finding.region) for finding in self.findings) if self.findings else 10**6
-
-
-WIDE = 6
-"""Nodes of a region from which a stricter look is worth its time."""
 STRICTER = ((10.0, 2.0), (50.0, 1.5))
 """What the tolerance becomes (output error divided by this) and the growth that is excused, when the first look was vague."""
 
@@ -167,7 +121,7 @@ class Localizer:
         """Error up to which a value behind an injection agrees with one of the source's."""
         return self.pair.tolerance
 
-    def _useful(self, trial: _Trial) -> bool:
+    def _useful(self, trial: Trial) -> bool:
         """Whether an injection that does not heal everything proves a fault."""
         return trial.outputs > 0 or trial.gained > 0
 
@@ -195,7 +149,7 @@ class Localizer:
         """
         bad = self._bad()
         search = Candidates(self.pair, self.alignment, [output.target for output in bad])
-        best: _Trial | None = None
+        best: Trial | None = None
         for tried, (candidate, array) in enumerate(self._fresh(search)):
             if best is not None and candidate.target != best.candidate.target:
                 break
@@ -250,7 +204,7 @@ class Localizer:
             return bool(gap <= min(self.pair.tolerance, 1e-6))
         return bool(np.array_equal(current, array, equal_nan=current.dtype.kind == "f"))
 
-    def _try(self, candidate: Candidate, array: np.ndarray, search: Candidates, bad: Sequence[Output]) -> list[_Trial]:
+    def _try(self, candidate: Candidate, array: np.ndarray, search: Candidates, bad: Sequence[Output]) -> list[Trial]:
         """Put the value in and see what heals; none when it cannot be run.
 
         At a value that agrees, all its readers get the other value; where that does not heal, only those that are wrong.
@@ -264,7 +218,7 @@ class Localizer:
 
     def _trial(
         self, candidate: Candidate, given: Mapping[str, np.ndarray], search: Candidates, bad: Sequence[Output]
-    ) -> _Trial | None:
+    ) -> Trial | None:
         self.tries += 1
         near = [name for name in self._near(candidate.target, search) if name not in given]
         wanted = [*(output.target for output in self.pair.outputs if output.bad and output.target not in given), *near]
@@ -282,7 +236,7 @@ class Localizer:
         gained = self._gained(candidate, [(name, values[name]) for name in near if name in values])
         self.pair.target.session.pool.release(reply.value.folder)
         healed = [self._healed(output, errors[output.target]) for output in bad]
-        return _Trial(candidate, given, errors, all(healed), sum(healed), gained)
+        return Trial(candidate, given, errors, all(healed), sum(healed), gained)
 
     def _for_wrong_readers(
         self, candidate: Candidate, array: np.ndarray, search: Candidates
@@ -346,7 +300,7 @@ class Localizer:
 
     # -- keeping it
 
-    def _accept(self, trial: _Trial, search: Candidates) -> Finding:
+    def _accept(self, trial: Trial, search: Candidates) -> Finding:
         candidate = trial.candidate
         before = max((self.now[name] for name in trial.errors), default=0.0)
         after = max(trial.errors.values(), default=0.0)
@@ -512,20 +466,6 @@ class Localizer:
                 confirmed=False,
             )
         return None
-
-
-def _sharp(finding: Finding) -> bool:
-    passed_on = finding.kind in ("drift", "struct") and finding.local < 0.1 * finding.accumulated
-    return len(finding.region) <= WIDE and not passed_on
-
-
-def share(before: float, after: float) -> float:
-    """How much of an error went away: 1 all of it, 0 nothing, negative when it grew."""
-    if not np.isfinite(before):
-        return 1.0 if np.isfinite(after) else 0.0
-    if before <= 0:
-        return 0.0
-    return float("nan") if not np.isfinite(after) else (before - after) / before
 
 
 def _rank(array: np.ndarray) -> int:

@@ -21,7 +21,8 @@ from trueport.align.match import NEAR, View, align
 from trueport.align.types import Alignment, Match, Relation
 from trueport.diagnosis import localize
 from trueport.diagnosis.candidates import MOVEMENT, Candidate, Candidates
-from trueport.diagnosis.localize import Localizer, Located
+from trueport.diagnosis.localize import Localizer
+from trueport.diagnosis.located import Located, Trial, share
 from trueport.diagnosis.pair import Output, Pair
 from trueport.diagnosis.types import Cause, Evidence, Finding
 from trueport.outcome import Failure
@@ -82,9 +83,9 @@ def locate(pair: Pair, *, deadline: float = float("inf")) -> Located:
         return localize.locate(pair, deadline=deadline)
     first = pair.theirs
     best: Located | None = None
-    for share in FINER:
+    for part in FINER:
         pair.theirs = first
-        found = Locally(pair, deadline=deadline, share=share).run()
+        found = Locally(pair, deadline=deadline, share=part).run()
         if best is None or found.better(best):
             best, kept = found, pair.theirs
         if best.healed or time.monotonic() > deadline:
@@ -210,14 +211,12 @@ class Locally(Localizer):
             errors[output.target] > max(self._limit(output), WORSE * self.now[output.target]) for output in wrong
         )
 
-    def _accept(self, trial: localize._Trial, search: Candidates) -> Finding:
+    def _accept(self, trial: Trial, search: Candidates) -> Finding:
         finding = super()._accept(trial, search)
         self.kept[finding.target] = (*self.kept.get(finding.target, ()), *trial.given)
         return finding
 
-    def _try(
-        self, candidate: Candidate, array: np.ndarray, search: Candidates, bad: Sequence[Output]
-    ) -> list[localize._Trial]:
+    def _try(self, candidate: Candidate, array: np.ndarray, search: Candidates, bad: Sequence[Output]) -> list[Trial]:
         """Put the value in; where the tensor's own grid cannot hold it, the values behind it too."""
         trials = super()._try(candidate, array, search, bad)
         if any(trial.healed for trial in trials) or not self._spoils(candidate, array):
@@ -297,14 +296,14 @@ class Locally(Localizer):
         limit = max(min(floor, GONE * before), localize.RESIDUE * before)
         return limit if np.isfinite(limit) else 0.0
 
-    def _useful(self, trial: localize._Trial) -> bool:
+    def _useful(self, trial: Trial) -> bool:
         """Whether an injection proves a fault although the outputs stay wrong: that of an outlier, which takes much away."""
         if super()._useful(trial):
             return True
         wrong = not self.alignment.ok(trial.candidate.target)
         before = max((self.now[output] for output in trial.errors), default=0.0)
         left = max(trial.errors.values(), default=float("inf"))
-        return wrong and localize.share(before, left) >= PROVES
+        return wrong and share(before, left) >= PROVES
 
 
 def saturation(pair: Pair, finding: Finding) -> Evidence | None:

@@ -16,8 +16,8 @@ from trueport.artifact import Artifact
 from trueport.compare.types import Verdict, Verification
 from trueport.conversion import Attempt
 from trueport.diagnosis import evidence, explanation, interface, known, preprocessing, runtime, told, tool
-from trueport.diagnosis.localize import Located
 from trueport.diagnosis.locally import locate, saturation
+from trueport.diagnosis.located import Located
 from trueport.diagnosis.pair import Pair, trace_pair
 from trueport.diagnosis.types import Cause, Diagnosis, Evidence, Finding, Stage, Suspect
 from trueport.feeds import Feeds
