@@ -183,3 +183,11 @@ def test_the_tools_of_both_sides_are_named():
     }
     text = compose(verification(), [suspect()], versions=versions)
     assert "Versions: trueport 1, source.torch 2.9, target.onnxruntime 1.31." in text
+
+
+def test_an_overflow_is_told_by_its_reason_and_not_by_the_error_of_the_finite_elements():
+    text = compose(
+        verification(outputs=(output(target_nonfinite=3, max_abs=4e-7, reason="3 elements are infinite"),)), []
+    )
+    assert "3 elements are infinite." in text
+    assert "4e-07" not in text

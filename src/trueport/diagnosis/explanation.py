@@ -55,6 +55,8 @@ def _verdict(verification: Verification) -> str:
     worst = max(verification.comparison.outputs, key=lambda output: _finite(output.ratio), default=None)
     if worst is None:
         return f"{names} does not compute what {original} computes: {_sentence(verification.reason)}"
+    if worst.target_nonfinite != worst.source_nonfinite:
+        return f"{names} does not compute what {original} computes: {_sentence(worst.reason or verification.reason)}"
     ratio = (
         f"{_number(worst.ratio)} times the noise of the source" if math.isfinite(worst.ratio) else "beyond all noise"
     )

@@ -47,7 +47,8 @@ def jittered(array: np.ndarray, precision: str) -> np.ndarray:
         noise = random.standard_normal(array.shape) * (JITTER[precision] * _size(array))
     else:
         noise = random.uniform(-1, 1, array.shape) * step(array)
-    return np.asarray((array + noise).astype(array.dtype))
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows stays infinite
+        return np.asarray((array + noise).astype(array.dtype))
 
 
 def step(array: np.ndarray) -> float:
