@@ -2,13 +2,14 @@
 # make test   set up and run the tests (under 15 minutes on two cores)
 # make lint   formatting, lint, types
 # make bench  the benchmarks, each against a named floor in the same run
+# make power  what a diagnosis finds: planted faults and real ones (an hour)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all lint format bench docs clean
+.PHONY: demo test test-all lint format bench power docs clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +36,10 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
+
+power: $(STAMP)
+	$(BIN)/python benchmarks/power.py --limit 4
+	$(BIN)/python benchmarks/real_cases.py
 
 docs: $(STAMP)
 	$(BIN)/python scripts/docs.py
