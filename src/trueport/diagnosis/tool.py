@@ -229,10 +229,10 @@ def _not_reproduced(trials: Sequence[Trial], left_out: Sequence[str]) -> list[st
     faithful = [trial for trial in finished if trial.verdict is Verdict.FAITHFUL]
     if len(faithful) == len(finished):
         return [
-            "no tool that is installed here makes this fault: the target was changed after its conversion, comes from"
+            "No tool that is installed here makes this fault: the target was changed after its conversion, comes from"
             " other weights, or was made by another version"
         ]
-    return ["no tool that is installed here gives this very deviation again"]
+    return ["No tool that is installed here gives this very deviation again"]
 
 
 def _ways_out(trials: Sequence[Trial], used: Route | None) -> tuple[str, ...]:
