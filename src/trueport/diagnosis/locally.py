@@ -9,7 +9,7 @@ what may stay. Values that were too disturbed to be paired are paired by what th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -52,9 +52,9 @@ NOISE: Mapping[str, Noise] = {
 FIXED = ("Sigmoid", "Softmax", "LogSoftmax", "Tanh", "LpNormalization")
 """Operators whose integer grid is prescribed, however little of it the values fill: one step of it is no fault."""
 MEDIANS = 4.0
-"""Local errors above so many medians are outliers."""
-FINER = (1.0, 0.5, 0.25)
-"""Shares of the threshold that are tried one after the other, while nothing is found."""
+"""Local errors above so many medians are outliers; those below are the network's own noise, however finely one looks."""
+FINER = (1.0, 0.5, 0.25, 0.12, 0.06)
+"""Shares of the least noise that are tried one after the other, while nothing is found."""
 HEALED = 1.5
 """Times the output's own noise floor that may stay when a fault is healed: the few runs that are traced deviate most."""
 GONE = 0.5
@@ -67,12 +67,13 @@ OUTSIDE = 0.005
 """Share of the elements beyond a grid's ends from which that is a finding; calibration may leave out rare extremes."""
 EXPLAINS = 0.5
 """Share of a value's error that may stay once the source's value is cut off at the same ends."""
-SPAN = 250
-"""Steps of an 8-bit grid that a value must fill before its ends can be what cuts it off, and not an activation."""
+NATURAL = (-1.0, 0.0, 1.0, 6.0)
+"""Where activations end: a value that ends there was not cut off by its grid."""
 AT_END = 0.8
 """Share of those elements that must stand at the end of the grid: they were cut off, and are not small for another reason."""
 SATURATED = 3.2
 """Weight of a grid whose ends cut the values off: above that of a parameter, which is seen less directly."""
+NOTHING = "no operator by itself is off by more than the rounding of {}: the deviation adds up over the network"
 PROVES = 0.3
 """Share of the error that an injection at an outlier must take away to be kept although more stays."""
 
@@ -81,11 +82,20 @@ def locate(pair: Pair, *, deadline: float = float("inf")) -> Located:
     """Find all faults of a pair, by the method that fits the declared precision of the target."""
     if pair.precision not in NOISE:
         return localize.locate(pair, deadline=deadline)
+    cut_off = _beyond_calibration(pair)
+    if cut_off is not None:
+        return cut_off
     first = pair.theirs
     best: Located | None = None
     for part in FINER:
         pair.theirs = first
-        found = Locally(pair, deadline=deadline, share=part).run()
+        search = Locally(pair, deadline=deadline, share=part)
+        if search.suspicious():
+            found = search.run()
+        elif part == FINER[-1] and best is None:  # behind operators that are all right, what heals only compensates
+            found = Located(alignment=search.alignment, before=search.before, notes=[NOTHING.format(pair.precision)])
+        else:
+            continue
         if best is None or found.better(best):
             best, kept = found, pair.theirs
         if best.healed or time.monotonic() > deadline:
@@ -93,6 +103,53 @@ def locate(pair: Pair, *, deadline: float = float("inf")) -> Located:
     assert best is not None
     pair.theirs = kept
     return best
+
+
+def _beyond_calibration(pair: Pair) -> Located | None:
+    """The quantisation of an input that cuts it off, where the source on the inputs cut off alike gives what the target gives."""
+    graph = pair.target.graph
+    matches = {match.target: match for match in pair.pins if match.how == "input"}
+    for node in graph.nodes:
+        pin = matches.get(node.inputs[0]) if node.inputs and node.outputs else None
+        if pin is None or node.op != "QuantizeLinear" or node.outputs[0] not in pair.target.values:
+            continue
+        name, values = node.outputs[0], pair.target.values[node.outputs[0]]
+        given = pair.source.inputs.get(pin.source)
+        finding = Finding(
+            kind="local",
+            target=name,
+            source=pin.source,
+            relation=pin.relation,
+            region=(node.name,),
+            source_region=(),
+            accumulated=_error(pair, values, Alone(pin.source, pin.relation, 0.0)),
+            local=_error(pair, values, Alone(pin.source, pin.relation, 0.0)),
+            causal=float("nan"),
+            confirmed=True,
+        )
+        if given is None or saturation(pair, finding) is None:
+            continue
+        inputs = {**pair.source.inputs, pin.source: np.clip(given, values.min(), values.max())}
+        wrong = [output for output in pair.outputs if output.bad]
+        reply = pair.source.replay({}, [output.source for output in wrong], inputs=inputs)
+        if isinstance(reply, Failure):
+            continue
+        before = {output.target: pair.output_error(output) for output in wrong}
+        emitted = reply.value.emitted
+        known = [output for output in wrong if output.source in emitted]
+        gone = min(
+            (_between(pair, output, emitted[output.source], before[output.target]) for output in known), default=0.0
+        )
+        pair.source.session.pool.release(reply.value.folder)
+        if gone >= PROVES:
+            return Located(findings=[replace(finding, causal=gone)], healed=True, alignment=pair.align(), before=before)
+    return None
+
+
+def _between(pair: Pair, output: Output, source: np.ndarray, before: float) -> float:
+    """Share of an output's error that goes away when the source gives this instead."""
+    unit = pair.ours.infos[output.source].unit
+    return share(before, relations.error(source, pair.theirs.values[output.target], output.relation, unit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +193,8 @@ def sweep(pair: Pair, injected: Mapping[str, np.ndarray], same: float) -> dict[s
 def _pairs(pair: Pair, match: Match) -> bool:
     """Whether a match by accumulated values is worth cutting at."""
     kind = pair.theirs.infos[match.target].kind
+    if match.how == "output":  # its twin is known, whatever it holds
+        return True
     return match.how not in ("input", "shuffle") and kind is Kind.ACT and match.error < NEAR
 
 
@@ -175,10 +234,11 @@ def _error(pair: Pair, array: np.ndarray, one: Alone) -> float:
 
 
 class Locally(Localizer):
-    """The injection search over values that are judged alone. `share`: of the usual threshold."""
+    """The injection search over values that are judged alone. `share`: of the least noise."""
 
     def __init__(self, pair: Pair, *, deadline: float = float("inf"), share: float = 1.0) -> None:
         self.kept: dict[str, tuple[str, ...]] = {}
+        self.outliers: list[str] = []
         self.noise, self.share = NOISE[pair.precision], share
         self.threshold = self.noise.least * share
         self.alone: dict[str, Alone] = {}
@@ -216,10 +276,25 @@ class Locally(Localizer):
         self.kept[finding.target] = (*self.kept.get(finding.target, ()), *trial.given)
         return finding
 
+    def _fresh(self, search: Candidates) -> Iterator[tuple[Candidate, np.ndarray]]:
+        """The hypotheses; where a value is only disturbed, that is tried before what might be wrong in front of it."""
+        before: list[tuple[Candidate, np.ndarray]] = []
+        for candidate, array in super()._fresh(search):
+            if candidate.kind == "layout" and len(self.pair.ours.infos[candidate.source].tight) < 2:
+                continue  # a vector has no other order of axes
+            if candidate.kind in ("layout", "missing") and self.alignment.ok(candidate.target):
+                before.append((candidate, array))
+                continue
+            if candidate.kind != "drift":
+                yield from before
+                before = []
+            yield candidate, array
+        yield from before
+
     def _try(self, candidate: Candidate, array: np.ndarray, search: Candidates, bad: Sequence[Output]) -> list[Trial]:
         """Put the value in; where the tensor's own grid cannot hold it, the values behind it too."""
         trials = super()._try(candidate, array, search, bad)
-        if any(trial.healed for trial in trials) or not self._spoils(candidate, array):
+        if not trials or any(trial.healed for trial in trials) or not self._spoils(candidate, array):
             return trials
         given = {candidate.target: array}
         for name in self.pair.theirs.graph.children(candidate.target):
@@ -227,7 +302,9 @@ class Locally(Localizer):
             if one is not None and (behind := _put_in(self.pair, name, one)) is not None:
                 given[name] = behind
         more = self._trial(candidate, given, search, bad) if len(given) > 1 else None
-        return trials if more is None else [*trials, more]
+        if more is None or not max(more.errors.values()) < min(max(one.errors.values()) for one in trials):
+            return trials
+        return [more]
 
     def _spoils(self, candidate: Candidate, array: np.ndarray) -> bool:
         """Whether the grid on which the target's value lies is too coarse or too short for what is put in."""
@@ -245,10 +322,9 @@ class Locally(Localizer):
         self.alone = sweep(pair, self.injected, FITS * self.noise.least)
         computed = [one.error for name, one in self.alone.items() if self._computes(name)]
         median = float(np.median(computed)) if computed else 0.0
-        usual = max(self.noise.least, min(MEDIANS * median, self.noise.most))
-        self.threshold = self.share * usual
-        outliers = [name for name in self.alone if name not in self.injected and not self._sound(name)]
-        behind = pair.theirs.graph.downward(outliers)
+        self.threshold = max(self.share * self.noise.least, min(MEDIANS * median, self.noise.most))
+        self.outliers = [name for name in self.alone if name not in self.injected and not self._sound(name)]
+        behind = pair.theirs.graph.downward(self.outliers)
         plain = align(pair.ours, pair.theirs, pair.pins, tolerance=FITS * self.noise.least)
         matches = {name: self._judged(match, behind) for name, match in plain.matches.items()}
         for name, one in self.alone.items():
@@ -273,6 +349,14 @@ class Locally(Localizer):
     def _judged(self, match: Match, behind: Mapping[str, None]) -> Match:
         """A match that the sweep did not make: inputs agree, nothing else does by its accumulated value."""
         return match if match.how == "input" else replace(match, ok=match.ok and match.target not in behind)
+
+    def suspicious(self) -> bool:
+        """Whether some operator is off by more than rounding, or something above a wrong output has no twin."""
+        wrong = {output.target for output in self.pair.outputs if output.bad}
+        graph, infos = self.pair.theirs.graph, self.pair.theirs.infos
+        found = graph.upward(wrong, lambda name: name not in wrong and self.alignment.ok(name))
+        lost = [name for name in found if name not in wrong and name in infos and infos[name].kind is Kind.ACT]
+        return bool(self.outliers or lost)
 
     def _sound(self, name: str) -> bool:
         """Whether a value computed alone is off by no more than rounding."""
@@ -318,9 +402,10 @@ def saturation(pair: Pair, finding: Finding) -> Evidence | None:
         return None
     low, high = float(current.min()), float(current.max())
     step = _step(current)
-    if step == 0 or high - low < SPAN * step:
+    if step == 0:
         return None
-    beyond = (array < low - step) | (array > high + step)
+    below, above = (not any(abs(end - natural) < step for natural in NATURAL) for end in (low, high))
+    beyond = ((array < low - step) & below) | ((array > high + step) & above)
     outside = float(beyond.mean())
     off = np.abs(np.asarray(current, np.float64) - np.clip(array, low, high))
     whole = rms(np.asarray(current, np.float64) - array)

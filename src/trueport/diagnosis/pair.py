@@ -163,12 +163,12 @@ def worst_runs(given: Feeds, verification: Verification) -> Case:
     bad = [case for case in given.cases if weight.get(case.name, 0.0) > least and case.kind == "data"]
     bad = bad or [case for case in given.cases if case.name in overflowing]
     bad = bad or [case for case in given.cases if case.name in first] or list(given.cases)
-    # An int8 model saturates beyond the range it was calibrated on, which hides its faults: there its noise is large.
-    calibrated = verification.declared_precision == "int8"
-    bad = _calmest(bad, weight, verification) if calibrated else bad
+    # A coarse model's noise follows the loudest run, and an int8 model saturates beyond its calibration: both hide faults.
+    coarse = verification.declared_precision in TOLERANCE and verification.declared_precision != "float32"
+    bad = _calmest(bad, weight, verification) if coarse else bad
     start = max(bad, key=lambda case: (weight.get(case.name, 0.0), case.kind == "data"))
     shapes = _shapes(start)
-    rest = [] if calibrated and start.runs > 1 else [case for case in given.cases if case is not start]
+    rest = [] if coarse and start.runs > 1 else [case for case in given.cases if case is not start]
     alike = [start] + [case for case in rest if _shapes(case) == shapes]
     alike.sort(key=lambda case: (case is not start, case.kind != "data"))
     rows: list[tuple[Case, int]] = []
