@@ -271,23 +271,35 @@ class Locally(Localizer):
             errors[output.target] > max(self._limit(output), WORSE * self.now[output.target]) for output in wrong
         )
 
+    def _round(self) -> Finding | None:
+        """The next fault; none where every operator that is left is right, whatever of the deviation stays."""
+        return super()._round() if self.suspicious() else None
+
+    def _unproven(self) -> Finding | None:
+        return super()._unproven() if self.suspicious() else None
+
     def _accept(self, trial: Trial, search: Candidates) -> Finding:
         finding = super()._accept(trial, search)
         self.kept[finding.target] = (*self.kept.get(finding.target, ()), *trial.given)
         return finding
 
     def _fresh(self, search: Candidates) -> Iterator[tuple[Candidate, np.ndarray]]:
-        """The hypotheses; where a value is only disturbed, that is tried before what might be wrong in front of it."""
+        """The hypotheses; what the wrong value itself should be comes before what might be wrong in front of it.
+
+        Rounding hides the difference between a hypothesis that heals and one that compensates a part.
+        """
         before: list[tuple[Candidate, np.ndarray]] = []
+        last = ""
         for candidate, array in super()._fresh(search):
             if candidate.kind == "layout" and len(self.pair.ours.infos[candidate.source].tight) < 2:
                 continue  # a vector has no other order of axes
-            if candidate.kind in ("layout", "missing") and self.alignment.ok(candidate.target):
+            if self.alignment.ok(candidate.target):
                 before.append((candidate, array))
                 continue
-            if candidate.kind != "drift":
+            if last and candidate.target != last:
                 yield from before
                 before = []
+            last = candidate.target
             yield candidate, array
         yield from before
 
@@ -382,12 +394,13 @@ class Locally(Localizer):
 
     def _useful(self, trial: Trial) -> bool:
         """Whether an injection proves a fault although the outputs stay wrong: that of an outlier, which takes much away."""
+        if self.alignment.ok(trial.candidate.target):  # beside a value that agrees, what heals in part compensates
+            return False
         if super()._useful(trial):
             return True
-        wrong = not self.alignment.ok(trial.candidate.target)
         before = max((self.now[output] for output in trial.errors), default=0.0)
         left = max(trial.errors.values(), default=float("inf"))
-        return wrong and share(before, left) >= PROVES
+        return share(before, left) >= PROVES
 
 
 def saturation(pair: Pair, finding: Finding) -> Evidence | None:
