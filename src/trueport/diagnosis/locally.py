@@ -284,7 +284,7 @@ class Locally(Localizer):
         return finding
 
     def _fresh(self, search: Candidates) -> Iterator[tuple[Candidate, np.ndarray]]:
-        """The hypotheses; what the wrong value itself should be comes before what might be wrong in front of it.
+        """The hypotheses; what the wrong value itself should be comes before what might be missing in front of it.
 
         Rounding hides the difference between a hypothesis that heals and one that compensates a part.
         """
@@ -293,13 +293,14 @@ class Locally(Localizer):
         for candidate, array in super()._fresh(search):
             if candidate.kind == "layout" and len(self.pair.ours.infos[candidate.source].tight) < 2:
                 continue  # a vector has no other order of axes
-            if self.alignment.ok(candidate.target):
+            if candidate.kind == "missing" and self.alignment.ok(candidate.target):
                 before.append((candidate, array))
                 continue
-            if last and candidate.target != last:
-                yield from before
-                before = []
-            last = candidate.target
+            if not self.alignment.ok(candidate.target):
+                if last and candidate.target != last:
+                    yield from before
+                    before = []
+                last = candidate.target
             yield candidate, array
         yield from before
 
