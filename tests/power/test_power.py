@@ -141,7 +141,13 @@ def test_a_cause_in_other_words_counts_but_is_told_apart():
 )
 def test_each_of_several_faults_needs_a_suspect_of_its_own(suspects, found):
     judged = power._judged(suspects, [fault("a"), fault("b")], True)
-    assert judged["found"] == found
+    assert judged["own"] == found
+
+
+def test_neighbouring_faults_may_be_named_by_one_suspect_and_numbers_may_move():
+    assert power._judged([suspect("z", "a", "b")], [fault("a"), fault("b")], True)["found"] == 2
+    assert power._judged([suspect("w", "x", "y", "a")], [fault("a"), fault("b")], True)["found"] == 0
+    assert power._judged([suspect("7:a")], [fault("5:a"), fault("b")], True)["found"] == 1
 
 
 def single(**more):
