@@ -148,12 +148,14 @@ def _percent(cases: Sequence[Case], name: str) -> str:
 
 
 def _several_table(cases: Sequence[Case]) -> list[str]:
-    lines = ["| faults at once | cases | all found | spurious |", "|---|---|---|---|"]
+    lines = [
+        "| faults at once | cases | all named | each by a suspect of its own | spurious |",
+        "|---|---|---|---|---|",
+    ]
     for name, group in grouped(cases, lambda case: str(len(case["faults"]))):
-        found = sum(case["found"] == len(case["faults"]) for case in group)
-        lines.append(
-            f"| {name} | {len(group)} | {100 * found / len(group):.1f} % ({found}) | {sum(c['spurious'] for c in group)} |"
-        )
+        counts = [sum(case[how] == len(case["faults"]) for case in group) for how in ("found", "own")]
+        shares = " | ".join(f"{100 * count / len(group):.1f} % ({count})" for count in counts)
+        lines.append(f"| {name} | {len(group)} | {shares} | {sum(case['spurious'] for case in group)} |")
     return [*lines, ""]
 
 
@@ -192,6 +194,8 @@ Faults of {kinds} kinds were planted at random places into {models} models that 
 - *cause*: the first suspect's cause is the planted one, or says the same in other words (a kernel's height and width
   exchanged may be called parameters or structure); exactly the planted word in {exact:.1f} %.
 - *spurious*: suspects none of whose nodes has to do with the fault.
+- of several faults at once, one is *named* when it is among the first three nodes of a suspect. Neighbouring faults may
+  be named by one suspect.
 
 `python benchmarks/power.py --out docs/power.md` makes this page; `--clean` and `--multi` add the pairs without a fault
 and those with several.

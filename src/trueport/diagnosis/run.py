@@ -93,7 +93,6 @@ def diagnose(
 class _Clock:
     """Seconds by stage."""
 
-    started: float = field(default_factory=time.monotonic)
     last: float = field(default_factory=time.monotonic)
     laps: dict[str, float] = field(default_factory=dict)
 
@@ -178,8 +177,6 @@ def _at_the_inputs(pair: Pair, suspects: Sequence[Suspect], located: Located) ->
 def _prepared(found: preprocessing.PreprocessingFinding, suspects: Sequence[Suspect]) -> tuple[Suspect, ...]:
     """The suspects with the preprocessing first: the place stays what the search in the graph proved."""
     first = found.suspect(1)
-    if found.fitted and suspects and suspects[0].confidence >= first.confidence:
-        return tuple(suspects)
     rest = list(suspects)
     if rest:
         inside = rest.pop(0)
