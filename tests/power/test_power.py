@@ -183,12 +183,13 @@ def test_a_hundred_percent_is_exactly_that():
 
 
 def test_the_page_shows_every_table(tmp_path):
-    several = {"mode": "several", "faults": [1, 2], "found": 2, "spurious": 1, "pair": "p", "model": "m"}
+    several = {"mode": "several", "faults": [1, 2], "found": 2, "own": 1, "spurious": 1, "pair": "p", "model": "m"}
     clean = {"mode": "clean", "verdict": "faithful", "suspects": [], "pair": "p", "model": "m"}
     page = power_tables.page([single(), single(kind="other", names=False), several, clean])
     for head in ("| pair |", "| names |", "| row |", "| model |", "| kind |", "| faults at once |"):
         assert head in page
     assert "2 of them show" in page
+    assert "| 2 | 1 | 100.0 % (1) | 0.0 % (0) | 1 |" in page
     assert "false suspects: 0" in page
 
 
