@@ -150,6 +150,76 @@ class ConvertReply(TypedDict, total=False):
     names: dict[str, str]
 
 
+class EditDict(TypedDict, total=False):
+    """One change to a model's file, which leaves all else in it as it is. `kind` decides which other keys count.
+
+    Names of nodes, values and parameters are those that `graph` gives for the file to be changed; edits are applied in
+    order, and a later one may name what an earlier one made. Operators and attributes that are added are in ONNX
+    vocabulary, and axes and layouts in those of the file. An array is named by its key in `arrays`.
+
+    - "set-parameter": `node` reads `array` as its constant `parameter` (a name among the node's inputs in `graph`, or
+      among its inner constants). Other nodes that share the constant keep the old one. Values are real ones: where the
+      constant is stored on a grid or in a narrower type, it stays so (`grid`: "keep"), or gets the type and scales that
+      suit the new values best ("new"). The shape may differ where the format allows it.
+    - "add-parameter": `node` gets the operand `role` ("bias") that it does not have, holding `array`.
+    - "set-attribute": `attribute` of `node`, under the name that `graph` shows, gets `value`; None takes it away.
+    - "set-operator": `node` becomes `operator` with `attributes` (and no others), and reads `constants` behind its data.
+      Its name, its data operands and its results stay.
+    - "remove-node": whoever reads the result of `node` reads its operand number `slot` instead (default: its first that
+      is no constant).
+    - "insert": between `value` and its readers (`readers`: names of nodes, "" stands for the model's output; all when
+      absent) come `steps`, one behind the other, each {"operator", "attributes", "constants", "others", "slot"}: the
+      constants, or other values of the model, are its further operands, the data stands at `slot` (default 0).
+    - "reorder-inputs": the operands of `node` in the order `order` (old places).
+    - "set-input": operand number `slot` of `node` is `value`.
+    - "set-dimensions": input `value` takes `shape` (numbers; a text or None for a free size); what is baked in behind
+      it is freed as far as the format shows it.
+    - "set-outputs": the model gives `outputs` (names of outputs or values), in this order and no others.
+    - "set-precision": `node` computes in `dtype` ("float32"); `parameters` (name -> key in `arrays`) are its constants
+      from then on.
+    - "recompute": `value` is from now on what `nodes` make of it: NodeDicts in ONNX vocabulary whose operands are values
+      of the model, keys of `arrays`, or results of nodes before; the last one's first result is the value. What
+      computed it before and serves nothing else goes away.
+    """
+
+    kind: str
+    node: str
+    parameter: str
+    array: str
+    grid: str
+    role: str
+    attribute: str
+    value: Any
+    operator: str
+    attributes: dict[str, Any]
+    constants: list[str]
+    slot: int
+    readers: list[str]
+    steps: list[dict[str, Any]]
+    order: list[int]
+    shape: list[Dim]
+    outputs: list[str]
+    dtype: str
+    parameters: dict[str, str]
+    nodes: list[dict[str, Any]]
+
+
+EDIT_KINDS = (
+    "set-parameter",
+    "add-parameter",
+    "set-attribute",
+    "set-operator",
+    "remove-node",
+    "insert",
+    "reorder-inputs",
+    "set-input",
+    "set-dimensions",
+    "set-outputs",
+    "set-precision",
+    "recompute",
+)
+
+
 class Framework(Protocol):
     """What a module in `frameworks/` offers.
 
@@ -214,6 +284,20 @@ class Framework(Protocol):
 
     def parameters(self, path: str, emit: Emit, *, trust: bool) -> dict[str, Any]:
         """Emit every constant array under its name in `graph` (no run axis)."""
+
+    EDITS: tuple[str, ...]
+    """Kinds of `EditDict` that can be written into a file of this framework."""
+    EDIT_FILES: tuple[str, ...]
+    """Names of the modules beside this one that write edits, in order of import, the last one with a function
+    `apply(path, edits, arrays, out)`. They need the framework's library, NumPy and each other, nothing else of ours but
+    `_base`: a patch script carries them with it."""
+
+    def edit(self, path: str, edits: Sequence[EditDict], arrays: Arrays, out: str, *, trust: bool) -> dict[str, Any]:
+        """Write a copy of the model at `out` with the edits applied, in the same format.
+
+        What no edit names is byte for byte (where the format is packed anew: value for value) what it was.
+        Returns {"notes": [...]}. Raises Unsupported, with the reason, when an edit cannot be written at its place.
+        """
 
 
 class Converter(Protocol):
