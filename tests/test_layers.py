@@ -26,6 +26,7 @@ LAYERS = (
     ("verification",),
     ("conversion",),
     ("diagnosis",),
+    ("repair",),
     ("results", "api"),
     ("report", "demo", "testing"),
     ("cli",),

@@ -36,6 +36,12 @@ def check_model(out: Path, source: Path, format: str, *, folder: bool) -> None:
     _check_parent(out)
 
 
+def check_apart(out: Path, given: Path) -> None:
+    """Make sure that a result does not replace the model that it is made from. Raises UsageError."""
+    if out.exists() and out.resolve() == given.resolve():
+        raise UsageError(f"{out} is the model to be mended, which is never written to; give another place with -o")
+
+
 def _is_model(folder: Path, format: str) -> bool:
     try:
         return sniff(folder) == format

@@ -83,28 +83,47 @@ class _Point:
     parameter: str | None = None
 
 
-def examine(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """A finding's nodes on both sides, and the parameters that they read."""
+
+    stretch: structure.Stretch
+    region: parameters.Region
+
+
+def look(
     finding: Finding, source: Traced, target: Traced, alignment: Alignment, *, precision: str = "float32"
-) -> tuple[Evidence, ...]:
-    """Weigh every node of a finding's region, heaviest first; at least one. `precision`: the declared one of the target."""
-    if finding.kind == "input" or finding.target in target.graph.inputs:
-        return (_input(finding, source, target),)
+) -> Look | None:
+    """Gather what is to be weighed; None where no node of the target stands in the region."""
     ours, theirs = Inside(source), Inside(target)
     region = theirs.nodes(finding.region)
     if not region:
         producer = target.graph.producer(finding.target)
         region = (producer,) if producer is not None else ()
     if not region:
-        return (_nowhere(finding),)
+        return None
     mine = ours.whole(finding.source_region)
     stretch = structure.Stretch(ours, theirs, mine, region, alignment, finding)
-    points = [*_of_structure(stretch), *_of_preparation(stretch), *_of_precision(ours, theirs, mine, region, precision)]
-    named = frozenset(finding.source_region)
+    region_of = region
     if finding.kind == "missing":  # the operators beside the gap are not those that are missing
         region_of = tuple(node for node in region if _idle(node, theirs, alignment))
-    else:
-        region_of = region
+    named = frozenset(finding.source_region)
     known = parameters.Region(ours, theirs, mine, region_of, alignment, precision, named)
+    return Look(stretch=stretch, region=known)
+
+
+def examine(
+    finding: Finding, source: Traced, target: Traced, alignment: Alignment, *, precision: str = "float32"
+) -> tuple[Evidence, ...]:
+    """Weigh every node of a finding's region, heaviest first; at least one. `precision`: the declared one of the target."""
+    if finding.kind == "input" or finding.target in target.graph.inputs:
+        return (_input(finding, source, target),)
+    seen = look(finding, source, target, alignment, precision=precision)
+    if seen is None:
+        return (_nowhere(finding),)
+    stretch, known = seen.stretch, seen.region
+    ours, theirs, mine, region, region_of = stretch.source, stretch.target, stretch.ours, stretch.theirs, known.theirs
+    points = [*_of_structure(stretch), *_of_preparation(stretch), *_of_precision(ours, theirs, mine, region, precision)]
     if finding.kind == "missing":
         points += _of_parameters(known)
         points += [_neutral(node, theirs) for node in region_of]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -91,6 +91,19 @@ def canonical(array: np.ndarray, axes: str) -> np.ndarray:
         return moved.reshape(channels * multiplier, 1, *moved.shape[2:])
     first = axes.index("I") if "I" in axes else axes.index("1")
     return np.transpose(array, [axes.index("O"), first, *spatial])
+
+
+def native_of(array: np.ndarray, axes: str, shape: Sequence[int]) -> np.ndarray:
+    """The inverse of `canonical`: a weight as [out, in, *spatial] in the layout that `axes` tells, of this shape."""
+    spatial = [letter for letter in axes if letter in "xyz"]
+    if "M" in axes:
+        channels, multiplier = shape[axes.index("I")], shape[axes.index("M")]
+        split = array.reshape(channels, multiplier, *array.shape[2:])
+        order = ["I", "M", *spatial]
+    else:
+        split, order = array, ["O", "I" if "I" in axes else "1", *spatial]
+    moved = np.transpose(split, [order.index(letter) for letter in axes if letter in order])
+    return moved.reshape(tuple(shape))
 
 
 class Moved(NamedTuple):

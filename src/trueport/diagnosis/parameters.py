@@ -331,9 +331,17 @@ class Region:
         return precision.grid_of(t, s) if t.shape == s.shape else None
 
     def _nearest(self, item: Parameter, mine: Known) -> Known | None:
-        """What the source region most likely has in the place of a parameter: of equal size, the closest, then the same slot."""
+        return next(iter(self._ranked(item, mine)), None)
+
+    def candidates(self, item: Parameter) -> list[Known]:
+        """What the source region may have in the place of a parameter: of equal size, the closest first, then the same
+        slot. What other parameters of the target already are comes later."""
+        return self._ranked(item, pool.raw_of(item))
+
+    def _ranked(self, item: Parameter, mine: Known) -> list[Known]:
         if kind(item.node) == "Loop" and layouts.tight(mine.array).ndim in (1, 2):
-            return self._in_loop(mine)
+            inner = self._in_loop(mine)
+            return [] if inner is None else [inner]
         candidates = list(self._expected(item, mine))
         if mine.array.ndim >= 2:
             for known in list(candidates):
@@ -345,8 +353,6 @@ class Region:
                         candidates.append(
                             Known(folded, names, "folded weights", axes=known.axes, parameter=known.parameter)
                         )
-        if not candidates:
-            return None
 
         def rank(known: Known) -> tuple[float, int, int]:
             flat = layouts.tight(known.array).ravel()
@@ -360,7 +366,7 @@ class Region:
             mixed = layouts.same_elements(layouts.print_of(mine.array), layouts.print_of(known.array))
             return (0.0 if mixed else min(far, 1.0) if far < 0.9 else 1.0, int(taken), 0 if tied else 1)
 
-        return min(candidates, key=rank)
+        return sorted(candidates, key=rank)
 
     def _norms(self) -> list[Norm]:
         return [norm for node in self.ours if (norm := pool.norm_of(self.source, node)) is not None]

@@ -1,0 +1,45 @@
+"""The paragraph that says what was wrong, what was changed and what came of it."""
+
+from __future__ import annotations
+
+import math
+
+from trueport.compare.types import Verification
+from trueport.repair.types import Edit, Repair, Status
+
+
+def compose(made: Repair) -> str:
+    """One sentence on the outcome with its figures, one per edit, and what could not be done."""
+    before, after = _ratio(made.before), None if made.after is None else _ratio(made.after)
+    name = made.target.path.name
+    if made.status is Status.NOT_NEEDED:
+        return f"{name} is faithful to {made.source.path.name} as it is; nothing was changed."
+    if made.status is Status.UNREPAIRED:
+        tried = f"{len(made.attempts)} changes were tried" if made.attempts else "no rule had a change to offer"
+        why = "".join(f" {rule}: {_sentence(reason)}" for rule, reason in made.refused.items())
+        return f"{name} could not be mended: {tried}, and none brought it nearer to {made.source.path.name}.{why}"
+    count = len(made.edits)
+    how = f"{count} change{'s' if count != 1 else ''}"
+    if made.status is Status.REPAIRED:
+        head = f"{name} is faithful after {how}: on inputs that the search never saw the deviation falls from {before} to {after}."
+    else:
+        head = f"{name} is nearer to its source after {how} and still not faithful: the deviation falls from {before} to {after}."
+    stopped = " The search was interrupted." if made.interrupted else ""
+    return " ".join([head, *(_told(edit) for edit in made.edits)]) + stopped
+
+
+def _told(edit: Edit) -> str:
+    return f"{edit.where}: {edit.before} → {edit.after} ({edit.reason})."
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
+
+
+def _ratio(verification: Verification) -> str:
+    """The largest ratio to the noise floor, in words."""
+    ratios = [output.ratio for output in verification.comparison.outputs]
+    if not ratios:
+        return str(verification.verdict)
+    worst = math.inf if any(math.isnan(ratio) for ratio in ratios) else max(ratios)
+    return f"{worst:.3g} times the noise floor" if math.isfinite(worst) else "no bound"

@@ -1,0 +1,131 @@
+"""`trueport repair`: verify, search for edits, thin them out, verify what is left on inputs that the search never saw.
+
+The target is never written to. What comes out is a new file, whole or not at all, and only when it is better.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trueport import publish
+from trueport.artifact import Artifact
+from trueport.compare.types import Verdict, Verification
+from trueport.feeds import Feeds
+from trueport.repair import explanation
+from trueport.repair.gate import Gate, fell, split
+from trueport.repair.search import Search
+from trueport.repair.types import Edit, Repair, Status
+from trueport.session import framework_of
+from trueport.verification import Reference
+
+SECONDS = 600.0
+ATTEMPTS = 200
+"""Time and proposals after which the best so far is taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """How much a repair may cost: seconds of search, and files that are written and tried."""
+
+    seconds: float = SECONDS
+    attempts: int = ATTEMPTS
+
+
+def repair(
+    reference: Reference,
+    target: Artifact,
+    given: Feeds,
+    *,
+    out: Path | None,
+    unseen: Feeds | None = None,
+    precision: str | None = None,
+    task: str = "auto",
+    budget: Budget = Budget(),
+) -> Repair:
+    """Mend a target in its own format.
+
+    given: inputs in the source's layout; a half of them, or generated ones of another seed, is kept from the search
+    (`unseen` names others). out: where the mended model goes; None keeps it in the session's folder.
+    ^C ends the search, and the best so far is taken. Raises UsageError when nothing can be written to `out`.
+    """
+    started = time.monotonic()
+    if out is not None:
+        suffix = framework_of(target.format).SUFFIXES[target.format]
+        publish.check_model(out, reference.artifact.path, target.format, folder=not suffix)
+        publish.check_apart(out, target.path)
+    ours, held_out = split(given, reference.signature)
+    gate = Gate(
+        reference=reference, target=target, given=ours, unseen=unseen or held_out, precision=precision, task=task
+    )
+    gate.session.progress("running source and target")
+    before = gate.on_unseen(target)
+    if before.verdict is Verdict.FAITHFUL and gate.on_search(target).verdict is Verdict.FAITHFUL:
+        return _ended(Status.NOT_NEEDED, gate, before, started)
+    search = Search(gate=gate, attempts_left=budget.attempts, deadline=started + budget.seconds)
+    interrupted = False
+    try:
+        search.run()
+    except KeyboardInterrupt:  # the best so far stays
+        interrupted = True
+    if not search.steps:
+        return _ended(Status.UNREPAIRED, gate, before, started, search=search, interrupted=interrupted)
+    gate.session.progress("leaving out what is not needed")
+    steps, artifact = (list(search.steps), search.current) if interrupted else gate.needed(search.steps, search.current)
+    after = gate.on_unseen(artifact)
+    if gate.faithful(artifact):
+        status = Status.REPAIRED
+    elif fell(gate.badness(target), gate.badness(artifact)):
+        status = Status.IMPROVED
+    else:
+        return _ended(Status.UNREPAIRED, gate, before, started, search=search, interrupted=interrupted)
+    if out is not None:
+        publish.model(artifact.path, out)
+        artifact = replace(artifact, path=out.absolute())
+    return _ended(
+        status,
+        gate,
+        before,
+        started,
+        search=search,
+        interrupted=interrupted,
+        steps=tuple(steps),
+        after=after,
+        artifact=artifact,
+        out=out,
+    )
+
+
+def _ended(
+    status: Status,
+    gate: Gate,
+    before: Verification,
+    started: float,
+    *,
+    search: Search | None = None,
+    interrupted: bool = False,
+    steps: Sequence[tuple[Edit, ...]] = (),
+    after: Verification | None = None,
+    artifact: Artifact | None = None,
+    out: Path | None = None,
+) -> Repair:
+    """Put the result together."""
+    made = Repair(
+        status=status,
+        source=gate.reference.artifact,
+        target=gate.target,
+        before=before,
+        after=after if after is None or artifact is None else replace(after, target=artifact),
+        output=None if out is None or artifact is None else out.absolute(),
+        artifact=artifact,
+        steps=tuple(steps),
+        attempts=() if search is None else tuple(search.attempts),
+        refused={} if search is None else dict(search.refused),
+        notes=() if search is None else tuple(search.notes),
+        suspects=() if search is None else tuple(search.suspects),
+        timings={"total": time.monotonic() - started},
+        interrupted=interrupted,
+    )
+    return replace(made, explanation=explanation.compose(made))

@@ -1,0 +1,256 @@
+"""The search for the edits that mend a target: suspects in causal order, rules by cause, one gate for every edit.
+
+A proposal is written into a copy of the file, and the copy is traced at the place of the suspect. What mends the place
+stays, and the next suspect is looked at in the file that came of it; then the whole is verified and diagnosed again,
+until it is faithful or nothing helps any more. Which of the kept edits are needed is decided at the end, on inputs that
+no rule has seen (`gate.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from trueport.artifact import Artifact
+from trueport.compare.types import Verdict, Verification
+from trueport.diagnosis import evidence as weighing
+from trueport.diagnosis.locally import locate
+from trueport.diagnosis.located import Located
+from trueport.diagnosis.pair import Pair, trace_pair
+from trueport.diagnosis.run import suspects_of
+from trueport.diagnosis.types import Suspect
+from trueport.outcome import Failure
+from trueport.repair import editing, rules
+from trueport.repair.gate import Gate
+from trueport.repair.judge import Judge, Score
+from trueport.repair.scene import Scene
+from trueport.repair.types import Attempt, Edit, Proposal
+
+ROUNDS = 6
+"""Times that a file which is better and not yet right is diagnosed again."""
+
+PARTLY = 0.5
+"""Share to which an edit that does not mend its place must bring the error down to be built upon."""
+
+CERTAIN = 0.5
+"""Doubt from which on proposals are compared with each other, and not the first that mends is taken."""
+
+COARSE = 6
+"""Proposals that are compared at a reduced precision, whose noise hides what is only nearly right."""
+
+
+@dataclass(kw_only=True)
+class Search:
+    """The state of one repair. `steps`: the edits that stay, in groups that are applied one after the other.
+
+    attempts: everything that was tried. refused: rule -> the last reason why it proposed nothing.
+    """
+
+    gate: Gate
+    attempts_left: int
+    deadline: float
+    steps: list[tuple[Edit, ...]] = field(default_factory=list)
+    current: Artifact = field(init=False)
+    attempts: list[Attempt] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    suspects: list[Suspect] = field(default_factory=list)
+    _tried: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.current = self.gate.target
+
+    @property
+    def over(self) -> bool:
+        """Whether the time or the attempts are used up."""
+        return self.attempts_left <= 0 or time.monotonic() > self.deadline
+
+    def run(self) -> None:
+        """Search until the target is faithful on the inputs of the search, or nothing helps."""
+        for number in range(ROUNDS):
+            verification = self.gate.on_search(self.current)
+            if verification.verdict is Verdict.FAITHFUL or self.over:
+                return
+            if not self._round(verification, number):
+                return
+
+    # -- one round
+
+    def _round(self, verification: Verification, number: int) -> bool:
+        """Diagnose the file as it is now and mend suspect after suspect. False when nothing was found to change."""
+        gate = self.gate
+        gate.session.progress("looking for the place" if number == 0 else "looking for what is still wrong")
+        traced = trace_pair(gate.reference, self.current, gate.given, verification)
+        if isinstance(traced, Failure):
+            return self._untraced(verification, traced)
+        pair = traced.value
+        try:
+            located = locate(pair, deadline=self.deadline)
+            suspects = suspects_of(pair, located)
+            if number == 0:
+                self.suspects += suspects
+            changed = False
+            for scene in self._scenes(verification, pair, located, suspects):
+                if self.over:
+                    break
+                mended = self._mend(scene, located)
+                changed = changed or mended is not None
+                if mended is not None and mended.healed:
+                    break
+            return changed
+        finally:
+            pair.close()
+
+    def _untraced(self, verification: Verification, failure: Failure) -> bool:
+        """What can be done about a target whose inside is not to be seen, because it does not run or take the inputs."""
+        self.notes.append(f"the insides could not be compared ({failure.kind}): {failure.message}")
+        return False
+
+    def _scenes(
+        self, verification: Verification, pair: Pair, located: Located, suspects: tuple[Suspect, ...]
+    ) -> Iterator[Scene]:
+        """The suspects in causal order: what stands first in the target is mended first."""
+        place = {node.name: number for number, node in enumerate(pair.target.graph.nodes)}
+        inputs = set(pair.target.graph.inputs)
+
+        def order(suspect: Suspect) -> int:
+            finding = suspect.finding
+            if finding is None or finding.target in inputs:
+                return -1
+            return min((place.get(name, len(place)) for name in finding.region), default=len(place))
+
+        ranked = sorted((suspect for suspect in suspects if suspect.finding is not None), key=order)
+        findings = tuple(suspect.finding for suspect in ranked if suspect.finding is not None)
+        for suspect in ranked:
+            finding = suspect.finding
+            if finding is None:
+                continue
+            found = weighing.examine(finding, pair.source, pair.target, located.alignment, precision=pair.precision)
+            yield Scene(
+                reference=self.gate.reference,
+                target=self.current,
+                given=self.gate.given,
+                verification=verification,
+                pair=pair,
+                healed=located.alignment,
+                suspect=suspect,
+                finding=finding,
+                evidence=found,
+                others=tuple(other for other in findings if other is not finding),
+            )
+
+    # -- one suspect
+
+    def _mend(self, scene: Scene, located: Located) -> Score | None:
+        """Try what the rules propose for a suspect and keep the best. None when nothing helps."""
+        judge = Judge(
+            session=self.gate.session,
+            pair=scene.pair,
+            healed=located.alignment,
+            finding=scene.finding,
+            others=scene.others,
+        )
+        before = judge.score(self.current)
+        start = Score(place=math.inf, outputs=math.inf) if isinstance(before, Failure) else before.value
+        best: tuple[Score, Artifact, Proposal] | None = None
+        compared = 0
+        for proposal in self._proposals(scene):
+            if self.over:
+                break
+            if best is not None and best[0].mended and (proposal.doubt >= CERTAIN or scene.precision == "float32"):
+                break
+            if best is not None and best[0].mended and compared >= COARSE:
+                break
+            compared += 1
+            made = self._tried_out(scene, proposal, judge, start)
+            if made is None:
+                continue
+            score, artifact = made
+            if best is None or (score.mended, -score.worst) > (best[0].mended, -best[0].worst):
+                if best is not None:
+                    editing.discard(self.gate.session, best[1])
+                best = (score, artifact, proposal)
+            else:
+                editing.discard(self.gate.session, artifact)
+        if best is None:
+            return None
+        score, artifact, proposal = best
+        if not score.mended and not score.worst < PARTLY * start.worst:
+            editing.discard(self.gate.session, artifact)
+            return None
+        self._keep(artifact, proposal)
+        return score
+
+    def _proposals(self, scene: Scene) -> Iterator[Proposal]:
+        """What the rules propose, rule by rule, each proposal once in the whole search; the doubtful ones last."""
+        doubtful: list[Proposal] = []
+        for rule in rules.ordered(scene):
+            offered = rule.propose(scene)
+            if isinstance(offered, str):
+                self.refused[rule.NAME] = offered
+                continue
+            self.refused.pop(rule.NAME, None)
+            for proposal in sorted(offered, key=lambda item: item.doubt):
+                kinds = {edit.kind for edit in proposal.edits}
+                if not kinds <= set(editing.supported(scene.format)):
+                    continue
+                if proposal.doubt >= CERTAIN:
+                    doubtful.append(proposal)
+                else:
+                    yield proposal
+        yield from sorted(doubtful, key=lambda item: item.doubt)
+
+    def _tried_out(self, scene: Scene, proposal: Proposal, judge: Judge, start: Score) -> tuple[Score, Artifact] | None:
+        """Write a proposal into a copy and score it. None when it cannot be written, does not run or was tried before."""
+        key = f"{self.current.sha256}:{fingerprint(proposal)}"
+        if key in self._tried:
+            return None
+        self._tried.add(key)
+        self.attempts_left -= 1
+        first = proposal.edits[0]
+        self.gate.session.progress(f"trying {first.rule}: {first.where}")
+        made = editing.apply(self.gate.session, self.current, [proposal.edits])
+        if isinstance(made, Failure):
+            self._note(proposal, start, math.nan, False, made.message)
+            return None
+        scored = judge.score(made.value)
+        if isinstance(scored, Failure):
+            self._note(proposal, start, math.nan, False, f"the changed model does not run: {scored.message}")
+            editing.discard(self.gate.session, made.value)
+            return None
+        score = scored.value
+        why = "its place agrees with the source" if score.mended else "its place stays wrong"
+        self._note(proposal, start, score.worst, False, why)
+        return score, made.value
+
+    def _note(self, proposal: Proposal, start: Score, after: float, accepted: bool, why: str) -> None:
+        first = proposal.edits[0]
+        self.attempts.append(
+            Attempt(
+                rule=first.rule,
+                where=first.where,
+                edits=len(proposal.edits),
+                before=start.worst,
+                after=after,
+                accepted=accepted,
+                why=why,
+            )
+        )
+
+    def _keep(self, artifact: Artifact, proposal: Proposal) -> None:
+        """The one place where the state of the search changes."""
+        if self.current is not self.gate.target:
+            editing.discard(self.gate.session, self.current)
+        self.current = artifact
+        self.steps.append(proposal.edits)
+
+
+def fingerprint(proposal: Proposal) -> str:
+    """What a proposal would write, as a text to compare by."""
+    parts = []
+    for edit in proposal.edits:
+        arrays = {name: (array.shape, hash(array.tobytes())) for name, array in edit.arrays.items()}
+        parts.append(f"{sorted(edit.change.items(), key=str)}{sorted(arrays.items(), key=str)}")
+    return "|".join(parts)
