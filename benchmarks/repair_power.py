@@ -28,9 +28,9 @@ from trueport.artifact import Artifact
 from trueport.errors import TrueportError
 from trueport.graph import Graph
 from trueport.outcome import Stage
-from trueport.repair import editing
-from trueport.repair.run import Budget, repair
-from trueport.repair.types import Edit, Repair, Status
+from trueport.repairs import editing
+from trueport.repairs.run import Budget, repair
+from trueport.repairs.types import Edit, Repair, Status
 from trueport.session import Session, Settings
 from trueport.testing.planter import Planted
 from trueport.verification import verify

@@ -26,7 +26,7 @@ LAYERS = (
     ("verification",),
     ("conversion",),
     ("diagnosis",),
-    ("repair",),
+    ("repairs",),
     ("results", "api"),
     ("report", "demo", "testing"),
     ("cli",),

@@ -14,10 +14,10 @@ from trueport import publish
 from trueport.artifact import Artifact
 from trueport.compare.types import Verdict, Verification
 from trueport.feeds import Feeds
-from trueport.repair import explanation
-from trueport.repair.gate import Gate, fell, split
-from trueport.repair.search import Search
-from trueport.repair.types import Edit, Repair, Status
+from trueport.repairs import explanation
+from trueport.repairs.gate import Gate, fell, split
+from trueport.repairs.search import Search
+from trueport.repairs.types import Edit, Repair, Status
 from trueport.session import framework_of
 from trueport.verification import Reference
 

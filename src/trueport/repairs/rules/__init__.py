@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from trueport.diagnosis.types import Cause
-from trueport.repair.rules import parameters
-from trueport.repair.scene import Scene
-from trueport.repair.types import Proposal
+from trueport.repairs.rules import parameters
+from trueport.repairs.scene import Scene
+from trueport.repairs.types import Proposal
 
 
 class Rule(Protocol):

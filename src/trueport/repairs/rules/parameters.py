@@ -14,9 +14,9 @@ from trueport.diagnosis.parameters import Region, counts
 from trueport.diagnosis.pool import Known
 from trueport.diagnosis.region import Parameter
 from trueport.diagnosis.types import Cause
-from trueport.repair.rules._stored import place_of
-from trueport.repair.scene import Scene
-from trueport.repair.types import Edit, Proposal
+from trueport.repairs.rules._stored import place_of
+from trueport.repairs.scene import Scene
+from trueport.repairs.types import Edit, Proposal
 
 NAME = "WB parameters"
 CAUSES = frozenset({Cause.PARAMETERS, Cause.PRECISION})

@@ -22,11 +22,11 @@ from trueport.diagnosis.pair import Pair, trace_pair
 from trueport.diagnosis.run import suspects_of
 from trueport.diagnosis.types import Suspect
 from trueport.outcome import Failure
-from trueport.repair import editing, rules
-from trueport.repair.gate import Gate
-from trueport.repair.judge import Judge, Score
-from trueport.repair.scene import Scene
-from trueport.repair.types import Attempt, Edit, Proposal
+from trueport.repairs import editing, rules
+from trueport.repairs.gate import Gate
+from trueport.repairs.judge import Judge, Score
+from trueport.repairs.scene import Scene
+from trueport.repairs.types import Attempt, Edit, Proposal
 
 ROUNDS = 6
 """Times that a file which is better and not yet right is diagnosed again."""

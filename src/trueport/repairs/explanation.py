@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from trueport.compare.types import Verification
-from trueport.repair.types import Edit, Repair, Status
+from trueport.repairs.types import Edit, Repair, Status
 
 
 def compose(made: Repair) -> str:

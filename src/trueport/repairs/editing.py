@@ -11,7 +11,7 @@ from trueport.artifact import Artifact
 from trueport.errors import UsageError
 from trueport.frameworks._base import EditDict
 from trueport.outcome import Failure, Kind, Ok, Outcome, Stage
-from trueport.repair.types import Edit
+from trueport.repairs.types import Edit
 from trueport.session import Session, framework_of
 
 _KEYS = ("array", "constants", "parameters", "nodes", "steps")

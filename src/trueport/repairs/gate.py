@@ -17,8 +17,8 @@ from trueport.artifact import Artifact, Signature
 from trueport.compare.types import Verdict, Verification
 from trueport.feeds import Case, Feeds
 from trueport.outcome import Ok
-from trueport.repair import editing
-from trueport.repair.types import Edit
+from trueport.repairs import editing
+from trueport.repairs.types import Edit
 from trueport.session import Session
 from trueport.verification import Reference, verify
 

@@ -20,7 +20,7 @@ from trueport.diagnosis.types import Evidence, Finding, Suspect
 from trueport.feeds import Feeds
 from trueport.frameworks._base import EditDict
 from trueport.graph import Node
-from trueport.repair.types import Edit
+from trueport.repairs.types import Edit
 from trueport.verification import Reference
 
 
