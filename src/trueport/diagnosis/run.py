@@ -6,7 +6,7 @@ Without a deviation there are no suspects. What cannot be traced ends as a diagn
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -83,8 +83,11 @@ def diagnose(
     pair = traced.value
     try:
         clock.lap("trace")
-        suspects, notes, counts = _searched(reference, target, given, verification, pair, clock, request)
-        return _explained(reference, target, given, verification, suspects, notes, counts, pair, clock, request)
+        found = investigate(reference, target, given, verification, pair, seconds=request.seconds, lap=clock.lap)
+        counts = found.counts(pair)
+        return _explained(
+            reference, target, given, verification, found.suspects, found.notes, counts, pair, clock, request
+        )
     finally:
         pair.close()
 
@@ -102,40 +105,65 @@ class _Clock:
         self.last = now
 
 
-def _searched(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Investigation:
+    """What was found inside a traced pair. located: None where the runtime's kernels alone are to blame (`kernels`).
+
+    prepared: the change of the target's inputs under which it gives what the source gives, where there is one.
+    """
+
+    suspects: tuple[Suspect, ...]
+    notes: tuple[str, ...]
+    located: Located | None = None
+    prepared: preprocessing.PreprocessingFinding | None = None
+    kernels: tuple[tuple[Finding, Evidence], ...] = ()
+
+    def counts(self, pair: Pair) -> dict[str, int]:
+        """How many of the target's values were paired."""
+        if self.located is None:
+            return {}
+        alignment = self.located.alignment
+        values = [name for name, info in pair.theirs.infos.items() if info.kind == "act"]
+        paired = sum(name in alignment.matches for name in values)
+        agreeing = sum(alignment.ok(name) for name in values)
+        return {"values": len(values), "paired": paired, "agreeing": agreeing, "unpaired": len(values) - paired}
+
+
+def investigate(
     reference: Reference,
     target: Artifact,
     given: Feeds,
     verification: Verification,
     pair: Pair,
-    clock: _Clock,
-    request: Request,
-) -> tuple[tuple[Suspect, ...], tuple[str, ...], dict[str, int]]:
-    """The suspects, what is to be said beside them, and how many values were paired."""
+    *,
+    seconds: float = SECONDS,
+    lap: Callable[[str], None] = lambda name: None,
+) -> Investigation:
+    """Find the suspects in a traced pair: the runtime's kernels, then places in the graph, then the preparation of inputs.
+
+    seconds: for the search of the place. lap: told the name of each part that is done.
+    """
     notes = list(pair.notes)
     kernels = _runtime(pair, notes)
-    clock.lap("runtime")
+    lap("runtime")
     if kernels:
         suspects = tuple(
             replace(_suspect(pair, finding, (proof,)), rank=place) for place, (finding, proof) in enumerate(kernels, 1)
         )
-        return suspects, tuple(notes), {}
+        return Investigation(suspects=suspects, notes=tuple(notes), kernels=kernels)
     reference.session.progress("looking for the place")
-    located = locate(pair, deadline=time.monotonic() + request.seconds)
+    located = locate(pair, deadline=time.monotonic() + seconds)
     notes += located.notes
-    clock.lap("search")
+    lap("search")
     suspects = suspects_of(pair, located) or told.misshapen(pair, verification)
+    found = None
     if _at_the_inputs(pair, suspects, located):
         reference.session.progress("looking at the preprocessing")
         found = preprocessing.search(reference, target, given, verification, seconds=PREPARATION)
         if found is not None:
             suspects = _prepared(found, suspects)
-        clock.lap("inputs")
-    values = [name for name, info in pair.theirs.infos.items() if info.kind == "act"]
-    paired = sum(name in located.alignment.matches for name in values)
-    agreeing = sum(located.alignment.ok(name) for name in values)
-    counts = {"values": len(values), "paired": paired, "agreeing": agreeing, "unpaired": len(values) - paired}
-    return suspects, tuple(notes), counts
+        lap("inputs")
+    return Investigation(suspects=suspects, notes=tuple(notes), located=located, prepared=found)
 
 
 def _runtime(pair: Pair, notes: list[str]) -> tuple[tuple[Finding, Evidence], ...]:

@@ -19,6 +19,7 @@ from trueport.artifact import Artifact
 from trueport.diagnosis.pair import Output, Pair
 from trueport.diagnosis.types import Finding
 from trueport.outcome import Failure, Ok, Outcome, Stage
+from trueport.repairs.gate import Gate, badness
 from trueport.session import Session
 
 PROBES = 3
@@ -60,6 +61,18 @@ class Score:
     def worst(self) -> float:
         """One number to compare by: the place where it is seen, else the outputs."""
         return self.outputs if math.isnan(self.place) else min(self.place, self.outputs)
+
+
+@dataclass(kw_only=True)
+class ByVerdict:
+    """Scores files by verifying them: for faults of the runtime, whose trace is right, and where nothing can be traced."""
+
+    gate: Gate
+
+    def score(self, artifact: Artifact) -> Outcome[Score]:
+        """Verify on the inputs of the search."""
+        verdict, lost, ratio = badness(self.gate.on_search(artifact))
+        return Ok(Score(place=math.nan, outputs=0.5 if verdict == 0 else 1e6 * (10 * verdict + lost) + max(ratio, 1.0)))
 
 
 @dataclass(kw_only=True)

@@ -14,6 +14,7 @@ from trueport.compare.types import Verification
 from trueport.diagnosis.evidence import Look, look
 from trueport.diagnosis.pair import Pair
 from trueport.diagnosis.parameters import Region
+from trueport.diagnosis.preprocessing import PreprocessingFinding
 from trueport.diagnosis.region import Inside
 from trueport.diagnosis.structure import Stretch
 from trueport.diagnosis.types import Evidence, Finding, Suspect
@@ -30,7 +31,8 @@ class Scene:
     behind the fault agrees with the source there; `pair.target.values` are what the file really computes.
 
     target: the file to be changed, as it was traced. healed: the alignment after all findings were put in.
-    evidence: of the suspect's region, heaviest first. others: the findings of the other suspects.
+    evidence: of the suspect's region, heaviest first. others: the findings of the other suspects. prepared: the change
+    of the target's inputs under which it gives what the source gives, where the diagnosis found one.
     """
 
     reference: Reference
@@ -43,6 +45,7 @@ class Scene:
     finding: Finding
     evidence: tuple[Evidence, ...]
     others: tuple[Finding, ...] = ()
+    prepared: PreprocessingFinding | None = None
 
     @property
     def format(self) -> str:

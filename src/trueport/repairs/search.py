@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from trueport.artifact import Artifact
 from trueport.compare.types import Verdict, Verification
 from trueport.diagnosis import evidence as weighing
-from trueport.diagnosis.locally import locate
-from trueport.diagnosis.located import Located
 from trueport.diagnosis.pair import Pair, trace_pair
-from trueport.diagnosis.run import suspects_of
-from trueport.diagnosis.types import Suspect
-from trueport.outcome import Failure
-from trueport.repairs import editing, rules
+from trueport.diagnosis.run import Investigation, investigate
+from trueport.diagnosis.types import Cause, Finding, Suspect
+from trueport.outcome import Failure, Outcome
+from trueport.repairs import editing, interface, rules
 from trueport.repairs.gate import Gate
-from trueport.repairs.judge import Judge, Score
+from trueport.repairs.judge import ByVerdict, Judge, Score
 from trueport.repairs.scene import Scene
 from trueport.repairs.types import Attempt, Edit, Proposal
 
@@ -82,20 +80,30 @@ class Search:
         """Diagnose the file as it is now and mend suspect after suspect. False when nothing was found to change."""
         gate = self.gate
         gate.session.progress("looking for the place" if number == 0 else "looking for what is still wrong")
+        if verification.verdict is Verdict.INCOMPARABLE and self._interface(verification):
+            return True
         traced = trace_pair(gate.reference, self.current, gate.given, verification)
         if isinstance(traced, Failure):
-            return self._untraced(verification, traced)
+            self.notes.append(f"the insides could not be compared ({traced.kind}): {traced.message}")
+            return False
         pair = traced.value
         try:
-            located = locate(pair, deadline=self.deadline)
-            suspects = suspects_of(pair, located)
+            found = investigate(
+                gate.reference,
+                self.current,
+                gate.given,
+                verification,
+                pair,
+                seconds=max(1.0, self.deadline - time.monotonic()),
+            )
             if number == 0:
-                self.suspects += suspects
+                self.suspects += found.suspects
+                self.notes += found.notes
             changed = False
-            for scene in self._scenes(verification, pair, located, suspects):
+            for scene in self._scenes(verification, pair, found):
                 if self.over:
                     break
-                mended = self._mend(scene, located)
+                mended = self._mend(scene)
                 changed = changed or mended is not None
                 if mended is not None and mended.healed:
                     break
@@ -103,14 +111,16 @@ class Search:
         finally:
             pair.close()
 
-    def _untraced(self, verification: Verification, failure: Failure) -> bool:
-        """What can be done about a target whose inside is not to be seen, because it does not run or take the inputs."""
-        self.notes.append(f"the insides could not be compared ({failure.kind}): {failure.message}")
-        return False
+    def _interface(self, verification: Verification) -> bool:
+        """Give the target the source's inputs and outputs. False when that is not what is wrong."""
+        offered = interface.proposals(self.gate.reference, self.current, verification)
+        if isinstance(offered, str):
+            self.refused[interface.NAME] = offered
+            return False
+        judge = ByVerdict(gate=self.gate)
+        return self._best(offered, judge, judge.score(self.current), coarse=False) is not None
 
-    def _scenes(
-        self, verification: Verification, pair: Pair, located: Located, suspects: tuple[Suspect, ...]
-    ) -> Iterator[Scene]:
+    def _scenes(self, verification: Verification, pair: Pair, found: Investigation) -> Iterator[Scene]:
         """The suspects in causal order: what stands first in the target is mended first."""
         place = {node.name: number for number, node in enumerate(pair.target.graph.nodes)}
         inputs = set(pair.target.graph.inputs)
@@ -121,50 +131,64 @@ class Search:
                 return -1
             return min((place.get(name, len(place)) for name in finding.region), default=len(place))
 
+        healed = pair.align() if found.located is None else found.located.alignment
+        suspects = [_at_input(suspect, found, pair) for suspect in found.suspects]
         ranked = sorted((suspect for suspect in suspects if suspect.finding is not None), key=order)
         findings = tuple(suspect.finding for suspect in ranked if suspect.finding is not None)
+        proofs = {id(finding): (proof,) for finding, proof in found.kernels}
         for suspect in ranked:
             finding = suspect.finding
             if finding is None:
                 continue
-            found = weighing.examine(finding, pair.source, pair.target, located.alignment, precision=pair.precision)
+            evidence = proofs.get(id(finding)) or weighing.examine(
+                finding, pair.source, pair.target, healed, precision=pair.precision
+            )
             yield Scene(
                 reference=self.gate.reference,
                 target=self.current,
                 given=self.gate.given,
                 verification=verification,
                 pair=pair,
-                healed=located.alignment,
+                healed=healed,
                 suspect=suspect,
                 finding=finding,
-                evidence=found,
+                evidence=evidence,
                 others=tuple(other for other in findings if other is not finding),
+                prepared=found.prepared if suspect.cause is Cause.INPUTS else None,
             )
 
     # -- one suspect
 
-    def _mend(self, scene: Scene, located: Located) -> Score | None:
+    def _mend(self, scene: Scene) -> Score | None:
         """Try what the rules propose for a suspect and keep the best. None when nothing helps."""
-        judge = Judge(
-            session=self.gate.session,
-            pair=scene.pair,
-            healed=located.alignment,
-            finding=scene.finding,
-            others=scene.others,
-        )
+        judge: Judge | ByVerdict
+        if scene.suspect.cause is Cause.RUNTIME:
+            judge = ByVerdict(gate=self.gate)
+        else:
+            judge = Judge(
+                session=self.gate.session,
+                pair=scene.pair,
+                healed=scene.healed,
+                finding=scene.finding,
+                others=scene.others,
+            )
         before = judge.score(self.current)
+        return self._best(self._proposals(scene), judge, before, coarse=scene.precision != "float32")
+
+    def _best(
+        self, proposals: Iterable[Proposal], judge: Judge | ByVerdict, before: Outcome[Score], *, coarse: bool
+    ) -> Score | None:
+        """Try proposals in order and keep the first that mends; with `coarse`, the best of several."""
         start = Score(place=math.inf, outputs=math.inf) if isinstance(before, Failure) else before.value
         best: tuple[Score, Artifact, Proposal] | None = None
         compared = 0
-        for proposal in self._proposals(scene):
+        for proposal in proposals:
             if self.over:
                 break
-            if best is not None and best[0].mended and (proposal.doubt >= CERTAIN or scene.precision == "float32"):
-                break
-            if best is not None and best[0].mended and compared >= COARSE:
+            if best is not None and best[0].mended and (proposal.doubt >= CERTAIN or not coarse or compared >= COARSE):
                 break
             compared += 1
-            made = self._tried_out(scene, proposal, judge, start)
+            made = self._tried_out(proposal, judge, start)
             if made is None:
                 continue
             score, artifact = made
@@ -193,17 +217,19 @@ class Search:
                 continue
             self.refused.pop(rule.NAME, None)
             for proposal in sorted(offered, key=lambda item: item.doubt):
-                kinds = {edit.kind for edit in proposal.edits}
-                if not kinds <= set(editing.supported(scene.format)):
-                    continue
                 if proposal.doubt >= CERTAIN:
                     doubtful.append(proposal)
                 else:
                     yield proposal
         yield from sorted(doubtful, key=lambda item: item.doubt)
 
-    def _tried_out(self, scene: Scene, proposal: Proposal, judge: Judge, start: Score) -> tuple[Score, Artifact] | None:
+    def _tried_out(self, proposal: Proposal, judge: Judge | ByVerdict, start: Score) -> tuple[Score, Artifact] | None:
         """Write a proposal into a copy and score it. None when it cannot be written, does not run or was tried before."""
+        lacking = {edit.kind for edit in proposal.edits} - set(editing.supported(self.current.format))
+        if lacking:
+            rule = proposal.edits[0].rule
+            self.refused.setdefault(rule, f"a {self.current.format} file cannot take: {', '.join(sorted(lacking))}")
+            return None
         key = f"{self.current.sha256}:{fingerprint(proposal)}"
         if key in self._tried:
             return None
@@ -245,6 +271,25 @@ class Search:
             editing.discard(self.gate.session, self.current)
         self.current = artifact
         self.steps.append(proposal.edits)
+
+
+def _at_input(suspect: Suspect, found: Investigation, pair: Pair) -> Suspect:
+    """A suspect at an input of the target, where only a change of the inputs heals and no place inside was found."""
+    if suspect.finding is not None or found.prepared is None:
+        return suspect
+    finding = Finding(
+        kind="input",
+        target=pair.target.input_value(found.prepared.input),
+        source=None,
+        relation=None,
+        region=(),
+        source_region=(),
+        accumulated=suspect.accumulated,
+        local=suspect.local,
+        causal=suspect.causal,
+        confirmed=True,
+    )
+    return replace(suspect, finding=finding)
 
 
 def fingerprint(proposal: Proposal) -> str:
