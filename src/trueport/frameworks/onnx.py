@@ -18,6 +18,7 @@ import numpy as np
 
 from trueport.frameworks import (
     _onnx_cut,
+    _onnx_edit_kinds,
     _onnx_file,
     _onnx_passes,
     _onnx_precision,
@@ -25,13 +26,26 @@ from trueport.frameworks import (
     _onnx_run,
     _onnx_trace,
 )
-from trueport.frameworks._base import Arrays, Emit, GraphDict, NodeDict, RunResult, SignatureDict, SpecDict, Unsupported
+from trueport.frameworks._base import (
+    Arrays,
+    BadModel,
+    EditDict,
+    Emit,
+    GraphDict,
+    NodeDict,
+    RunResult,
+    SignatureDict,
+    SpecDict,
+    Unsupported,
+)
 
 NAME = "onnx"
 FORMATS = {"onnx": "onnx"}
 SUFFIXES = {"onnx": ".onnx"}
 VARIANTS = _onnx_replay.VARIANTS
 PRECISIONS = ("float32", "float64", "float16", "int8-dynamic", "int8")
+EDITS = tuple(_onnx_edit_kinds.KINDS)
+EDIT_FILES = ("_onnx_file", "_onnx_edit", "_onnx_edit_grid", "_onnx_edit_write", "_onnx_edit_kinds")
 
 _CARRIES_INDICES = {
     "Cast": (0,),
@@ -376,3 +390,19 @@ def parameters(path: str, emit: Emit, *, trust: bool) -> dict[str, Any]:
             dense[tuple(places.T)] = values
         emit(sparse.values.name, dense)
     return {"count": len(stored) + len(model.graph.sparse_initializer)}
+
+
+def edit(path: str, edits: Sequence[EditDict], arrays: Arrays, out: str, *, trust: bool) -> dict[str, Any]:
+    """Write a copy of the model at `out` with the edits applied; its side files are copied beside it.
+
+    Returns {"notes"}. Raises Unsupported when an edit cannot be written, or when ONNX Runtime does not load the result,
+    which is then removed.
+    """
+    notes = _onnx_edit_kinds.apply(path, edits, arrays, out)
+    try:
+        _onnx_run.session(out, "default")
+    except (BadModel, Unsupported) as error:
+        Path(out).unlink(missing_ok=True)
+        said = str(error.__cause__ or error).replace(out, "it").strip().splitlines()
+        raise Unsupported(f"the model does not load with these edits: {said[0] if said else error}") from None
+    return {"notes": notes}

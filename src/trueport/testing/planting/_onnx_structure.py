@@ -166,7 +166,7 @@ def flatten_order(edit: Editor, node: Any) -> dict[str, Any]:
     made = edit.chain(value, [("Transpose", [], {"perm": perm})])
     edit.rewire(node, value, made[-1].output[0])
     name = edit.name(node)
-    edit._place(made, list(edit.graph.node).index(node))
+    edit.add(*made)
     return told([edit.name(made[0]), name], f"order in which {name} flattens", "as stored", perm)
 
 
