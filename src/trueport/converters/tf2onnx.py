@@ -106,9 +106,9 @@ def frozen_source(
 @contextlib.contextmanager
 def unrolled(loaded: Any) -> Iterator[None]:
     """Let the recurrent layers of a loaded model unroll while the context lasts."""
-    from trueport.frameworks import _keras_trace as traces
+    from trueport.frameworks import _keras_model as models
 
-    layers = [layer for _, layer in traces.layers_of(loaded.model, legacy=loaded.legacy) if hasattr(layer, "unroll")]
+    layers = [layer for _, layer in models.layers_of(loaded.model, legacy=loaded.legacy) if hasattr(layer, "unroll")]
     before = [layer.unroll for layer in layers]
     for layer in layers:
         layer.unroll = True

@@ -114,9 +114,9 @@ def _pads(kind: str, value: Any) -> list[int]:
     return [int(begin) for begin, _ in pairs] + [int(end) for _, end in pairs]
 
 
-_PADDINGS = {"same": "SAME_UPPER", "valid": "VALID", "causal": "CAUSAL"}
+PADDINGS = {"same": "SAME_UPPER", "valid": "VALID", "causal": "CAUSAL"}
 _MODES = {"bilinear": "linear", "bicubic": "cubic"}
-_NAMES: dict[str, tuple[str, Callable[[Any], Any]]] = {
+NAMES: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "alpha": ("alpha", float),
     "approximate": ("approximate", lambda value: "tanh" if value else "none"),
     "axes": ("axes", lambda value: value),
@@ -170,7 +170,7 @@ def describe(layer: Any, *, legacy: bool) -> tuple[str, dict[str, Any]]:
     elif kind.startswith("Cropping"):
         found["crops"] = _pads(kind, config["cropping"])
     elif isinstance(config.get("padding"), str):
-        found["auto_pad"] = _PADDINGS.get(config["padding"], config["padding"])
+        found["auto_pad"] = PADDINGS.get(config["padding"], config["padding"])
     if kind == "ReLU":
         operator = _relu(found, config)
     if kind == "Activation":
@@ -187,7 +187,7 @@ def describe(layer: Any, *, legacy: bool) -> tuple[str, dict[str, Any]]:
 
 def _plain(kind: str, config: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for key, (name, reading) in _NAMES.items():
+    for key, (name, reading) in NAMES.items():
         value = config.get(key)
         if isinstance(value, dict) or value is None or (key == "scale" and isinstance(value, bool)):
             continue

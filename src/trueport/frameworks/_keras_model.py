@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -223,6 +223,40 @@ def shape_of(tensor: Any) -> list[Dim]:
     """Shape with the symbol "batch" for an unknown first size, None for other unknown sizes."""
     sizes = [None if d is None else int(d) for d in tensor.shape]
     return ["batch" if i == 0 and d is None else d for i, d in enumerate(sizes)]
+
+
+def layers_of(model: Any, *, legacy: bool) -> Iterator[tuple[str, Any]]:
+    """Yield (path, layer) of everything inside the model that is called, outer before inner, each once."""
+    seen: set[int] = {id(model), id(getattr(model, "_functional", None))}
+
+    def inside(owner: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        inner = getattr(owner, "_functional", None) or owner
+        children = list(getattr(inner, "operations", None) or []) if not legacy else []
+        if not children:
+            children = list(inner._flatten_layers(include_self=False, recursive=False))
+        for child in children:
+            if id(child) in seen or type(child).__name__ == "InputLayer" or not hasattr(child, "call"):
+                continue
+            seen.add(id(child))
+            path = f"{prefix}{child.name}"
+            yield path, child
+            if hasattr(child, "_flatten_layers"):
+                yield from inside(child, f"{path}/")
+
+    yield from inside(model, "")
+
+
+def weight_names(loaded: Loaded) -> dict[str, Any]:
+    """`layer/weight` -> variable; the path that Keras gives it, clashes numbered."""
+    found: dict[str, Any] = {}
+    for weight in loaded.model.weights:
+        name = str(getattr(weight, "path", None) or weight.name).split(":")[0]
+        unique, count = name, 0
+        while unique in found:
+            count += 1
+            unique = f"{name}_{count}"
+        found[unique] = weight
+    return found
 
 
 def parameter_count(loaded: Loaded) -> int:

@@ -10,7 +10,6 @@ cells of recurrent layers) have no value of their own.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from trueport.frameworks import _keras_attributes as views
@@ -49,7 +48,7 @@ def watch(loaded: models.Loaded) -> Watched:
         noted.extend((f"{called}:{i}" if i else called, item, layer) for i, item in enumerate(flat))
 
     undo = []
-    for path, layer in layers_of(loaded.model, legacy=loaded.legacy):
+    for path, layer in models.layers_of(loaded.model, legacy=loaded.legacy):
         object.__setattr__(layer, "call", _watcher(layer.call, functools.partial(note, path, layer)))
         undo.append(layer)
     try:
@@ -77,45 +76,11 @@ def _watcher(original: Any, note: Any) -> Any:
     return watched
 
 
-def layers_of(model: Any, *, legacy: bool) -> Iterator[tuple[str, Any]]:
-    """Yield (path, layer) of everything inside the model that is called, outer before inner, each once."""
-    seen: set[int] = {id(model), id(getattr(model, "_functional", None))}
-
-    def inside(owner: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-        inner = getattr(owner, "_functional", None) or owner
-        children = list(getattr(inner, "operations", None) or []) if not legacy else []
-        if not children:
-            children = list(inner._flatten_layers(include_self=False, recursive=False))
-        for child in children:
-            if id(child) in seen or type(child).__name__ == "InputLayer" or not hasattr(child, "call"):
-                continue
-            seen.add(id(child))
-            path = f"{prefix}{child.name}"
-            yield path, child
-            if hasattr(child, "_flatten_layers"):
-                yield from inside(child, f"{path}/")
-
-    yield from inside(model, "")
-
-
 def tensors(watched: Watched) -> dict[str, str]:
     """Value name -> tensor name of all values, then of the outputs that have a name of their own."""
     found = {value.name: value.tensor for value in watched.values}
     for name, tensor in watched.frozen.outputs.items():
         found.setdefault(name, tensor)
-    return found
-
-
-def weight_names(loaded: models.Loaded) -> dict[str, Any]:
-    """`layer/weight` -> variable; the path that Keras gives it, clashes numbered."""
-    found: dict[str, Any] = {}
-    for weight in loaded.model.weights:
-        name = str(getattr(weight, "path", None) or weight.name).split(":")[0]
-        unique, count = name, 0
-        while unique in found:
-            count += 1
-            unique = f"{name}_{count}"
-        found[unique] = weight
     return found
 
 
@@ -126,7 +91,7 @@ def graph(loaded: models.Loaded, watched: Watched) -> GraphDict:
     names = {value.tensor: value.name for value in watched.values}
     names.update({tensor: name for name, tensor in watched.frozen.inputs.items()})
     nodes_by_name = {node.name: node for node in watched.frozen.graph_def.node}
-    weights = weight_names(loaded)
+    weights = models.weight_names(loaded)
     taken: set[int] = set()
     grouped: dict[str, NodeDict] = {}
     for value in watched.values:

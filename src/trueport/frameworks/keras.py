@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from trueport.frameworks import _keras_files as files
-from trueport.frameworks._base import Arrays, Emit, GraphDict, RunResult, SignatureDict, SpecDict, Unsupported
+from trueport.frameworks._base import Arrays, EditDict, Emit, GraphDict, RunResult, SignatureDict, SpecDict, Unsupported
 
 NAME = "keras"
 FORMATS = {"keras": "tensorflow"}
@@ -25,6 +25,17 @@ VARIANTS = ("default", "eager", "xla")
 GRANULARITIES = ("native", "decomposed")
 """Layers, and the operators of the frozen graph that TensorFlow makes of them."""
 PRECISIONS = ("float32", "float64", "float16", "int8-dynamic", "int8")
+EDITS = ("set-parameter", "add-parameter", "set-attribute", "set-operator")
+EDIT_FILES = (
+    "_keras_files",
+    "_keras_model",
+    "_keras_attributes",
+    "_keras_edit",
+    "_keras_wiring",
+    "_keras_words",
+    "_keras_operators",
+    "_keras_apply",
+)
 
 
 def sniff(head: bytes, path: Path) -> str | None:
@@ -44,7 +55,6 @@ def toolchain_for(path: str) -> str:
 def signature(path: str, *, trust: bool) -> SignatureDict:
     """Describe the model. Raises BadModel, Untrusted, Unsupported."""
     from trueport.frameworks import _keras_model as models
-    from trueport.frameworks import _keras_trace as traces
 
     loaded = models.load(path, trust=trust)
     inputs = [_spec(name, tensor) for name, tensor in loaded.inputs.items()]
@@ -52,7 +62,7 @@ def signature(path: str, *, trust: bool) -> SignatureDict:
         largest = _index_limit(loaded, tensor)
         if largest is not None:
             spec["minimum"], spec["maximum"] = 0, largest
-    layers = [layer for _, layer in traces.layers_of(loaded.model, legacy=loaded.legacy)]
+    layers = [layer for _, layer in models.layers_of(loaded.model, legacy=loaded.legacy)]
     dtypes = Counter(str(np.dtype(getattr(w.dtype, "name", w.dtype))) for w in loaded.model.weights if _is_numpy(w))
     return SignatureDict(
         inputs=inputs,
@@ -80,10 +90,10 @@ def _spec(name: str, tensor: Any) -> SpecDict:
 
 def _index_limit(loaded: Any, tensor: Any) -> int | None:
     """Largest legal index when an Embedding (or one-hot encoding) reads this input."""
-    from trueport.frameworks import _keras_trace as traces
+    from trueport.frameworks import _keras_model as models
 
     limits = []
-    for _, layer in traces.layers_of(loaded.model, legacy=loaded.legacy):
+    for _, layer in models.layers_of(loaded.model, legacy=loaded.legacy):
         size = getattr(layer, "input_dim", None) or getattr(layer, "num_tokens", None)
         if size is None or type(layer).__name__ not in ("Embedding", "CategoryEncoding"):
             continue
@@ -234,14 +244,20 @@ def graph(path: str, *, trust: bool, granularity: str = "native") -> GraphDict:
 def parameters(path: str, emit: Emit, *, trust: bool, granularity: str = "native") -> dict[str, Any]:
     """Emit every weight under its name in `graph`. Returns {"count": number of arrays}."""
     from trueport.frameworks import _keras_model as models
-    from trueport.frameworks import _keras_trace as traces
     from trueport.frameworks import _tf_view as views
 
     if granularity != "native":
         watched = _watched(path, trust)
         _values(watched, granularity)
         return {"count": views.emit_constants(watched.frozen, emit)}
-    weights = traces.weight_names(models.load(path, trust=trust))
+    weights = models.weight_names(models.load(path, trust=trust))
     for name, weight in weights.items():
         emit(name, np.asarray(weight))
     return {"count": len(weights)}
+
+
+def edit(path: str, edits: Sequence[EditDict], arrays: Arrays, out: str, *, trust: bool) -> dict[str, Any]:
+    """Write a copy with the edits applied, in the same kind of file. Raises Unsupported with the reason."""
+    from trueport.frameworks import _keras_apply as patches
+
+    return {"notes": patches.apply(path, edits, arrays, out, trust=trust)}

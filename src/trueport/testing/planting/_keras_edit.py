@@ -1,22 +1,21 @@
-"""Edits a Keras model as its configuration and its weights, both plain data, and builds the changed model. Runs in a worker.
+"""What the planters of faults into Keras files share: the editor of configurations with a view of the nodes. In a worker.
 
-Works for Keras 3 and for Keras 2. Layers keep their names, so that the place of a planted fault can be told by name.
+Layers keep their names, so that the place of a planted fault can be told by name.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
-from trueport.frameworks import _keras_files as files
-from trueport.frameworks import _keras_model as models
+from trueport.frameworks import _keras_edit as editing
 from trueport.frameworks import _keras_trace as traces
+from trueport.frameworks import _keras_wiring as wiring
 from trueport.frameworks import keras as framework
+from trueport.frameworks._base import Unsupported
 
 FRONT = "planted_front"
 """Name of a layer that is put before an input."""
@@ -45,23 +44,20 @@ class Entry(NamedTuple):
         return found
 
 
-class Editor:
-    """A model as plain data: `configuration`, `arrays` (weight name -> array), its native nodes, and a random generator."""
+class Editor(editing.Editor):
+    """A model as plain data, with its native nodes and a random generator."""
 
     def __init__(self, path: str, seed: int) -> None:
-        loaded = models.read(path, trust=False)
-        self.path, self.rng = path, np.random.default_rng(seed)
-        self.keras, self.legacy = loaded.keras, loaded.legacy
-        self.configuration: dict[str, Any] = json.loads(loaded.model.to_json())
-        self.arrays = {name: np.asarray(weight) for name, weight in traces.weight_names(loaded).items()}
-        self.graph = traces.graph(loaded, traces.watch(loaded))
+        super().__init__(path)
+        self.rng = np.random.default_rng(seed)
+        self.graph = traces.graph(self.loaded, traces.watch(self.loaded))
         self.signature = framework.signature(path, trust=False)
 
     def copy(self, seed: int) -> Editor:
         """A copy to change; arrays are replaced, never written into."""
         fresh = copy.copy(self)
         fresh.configuration = copy.deepcopy(self.configuration)
-        fresh.arrays = dict(self.arrays)
+        fresh.arrays, fresh.places, fresh.notes = dict(self.arrays), dict(self.places), []
         fresh.rng = np.random.default_rng(seed)
         return fresh
 
@@ -103,77 +99,25 @@ class Editor:
                 if name in self.arrays:
                     yield node, name
 
-    # -- building -----------------------------------------------------------------------------------------------
+    # -- building and changing ------------------------------------------------------------------------------------
 
     def build(self) -> Any:
         """Build the model that the configuration describes, with the arrays. Raises SkipPlace when they do not fit."""
         try:
-            model = self.keras.models.model_from_json(json.dumps(self.configuration))
-            loaded = models.describe(model, self.keras, legacy=self.legacy)
-        except Exception as error:  # whatever Keras says of a configuration that we broke
-            raise SkipPlace(f"Keras does not build it: {_line(error)}") from error
-        for name, weight in traces.weight_names(loaded).items():
-            array = self.arrays.get(name)
-            if array is None or tuple(array.shape) != tuple(weight.shape):
-                raise SkipPlace(f"the weights no longer fit ({name})")
-            weight.assign(array)
-        return model
+            return super().build()
+        except Unsupported as error:
+            raise SkipPlace(str(error)) from error
 
-    def save(self, out: str) -> None:
-        """Build and write the model, in the kind of file that the original is."""
-        archive = Path(self.path).read_bytes()[:4] == files.ZIP
-        made = f"{out}.building.{'keras' if archive else 'h5'}"
-        self.build().save(made)
-        Path(made).replace(out)
-
-    # -- changing -----------------------------------------------------------------------------------------------
-
-    def put_front(self, name: str, kind: str, config: dict[str, Any]) -> list[str]:
+    def put_front(self, name: str, kind: str, config: dict[str, Any], *arrays: np.ndarray) -> list[str]:
         """Let all that read the input `name` read it through a new layer; returns its name and its readers' nodes."""
-        layers = self.configuration["config"]["layers"]
-        place = next((i for i, whole in enumerate(layers) if whole["config"]["name"] == name), None)
-        if place is None or "inbound_nodes" not in layers[-1]:
+        top = wiring.Wiring(self).top
+        if "input_layers" not in top.config or top.layer(name) is None:
             raise SkipPlace("the model is no graph of layers with a named input")
-        for whole in layers:
-            whole["inbound_nodes"] = _redirected(whole["inbound_nodes"], name, FRONT)
-        source = layers[place]
-        inbound: Any = [[[name, 0, 0, {}]]]
-        if not self.legacy:
-            tensor = {"shape": source["config"]["batch_shape"], "dtype": "float32", "keras_history": [name, 0, 0]}
-            inbound = [{"args": [{"class_name": "__keras_tensor__", "config": tensor}], "kwargs": {}}]
-        layers.insert(
-            place + 1,
-            {
-                "module": "keras.layers",
-                "class_name": kind,
-                "config": {"name": FRONT, "trainable": True, "dtype": "float32", **config},
-                "registered_name": None,
-                "name": FRONT,
-                "inbound_nodes": inbound,
-            },
-        )
+        piece = wiring.Piece(kind, config, arrays=arrays)
+        made = top.add(self, FRONT, piece, [(name, 0, 0)])
+        top.redirect((name, 0, 0), made, skip=(FRONT,))
         readers = [node["name"] for node in self.graph["nodes"] if name in node["inputs"]]
         return [FRONT, *readers]
-
-
-def _redirected(value: Any, old: str, new: str) -> Any:
-    """References to a layer's output in `inbound_nodes`, turned to another layer."""
-    if isinstance(value, dict):
-        if value.get("class_name") == "__keras_tensor__":
-            history = value["config"]["keras_history"]
-            return {
-                **value,
-                "config": {
-                    **value["config"],
-                    "keras_history": [new if history[0] == old else history[0], *history[1:]],
-                },
-            }
-        return {key: _redirected(item, old, new) for key, item in value.items()}
-    if isinstance(value, list):
-        if len(value) >= 3 and value[0] == old and value[1] == 0 and value[2] == 0:
-            return [new, *value[1:]]  # Keras 2: [layer, call, output, keywords]
-        return [_redirected(item, old, new) for item in value]
-    return value
 
 
 class Fault(NamedTuple):
@@ -200,8 +144,3 @@ def shown(array: np.ndarray) -> str:
     if array.size <= 4:
         return f"{size}: {np.round(array.astype(float), 5).reshape(-1).tolist()}"
     return f"{size}, rms {float(np.sqrt(np.mean(np.square(array.astype(np.float64))))):.5g}"
-
-
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__

@@ -257,10 +257,17 @@ def pictures(edit: Editor) -> list[dict[str, Any]]:
 
 
 def front(
-    edit: Editor, spec: dict[str, Any], kind: str, config: dict[str, Any], what: str, source: Any, target: Any
+    edit: Editor,
+    spec: dict[str, Any],
+    kind: str,
+    config: dict[str, Any],
+    what: str,
+    source: Any,
+    target: Any,
+    *arrays: np.ndarray,
 ) -> dict[str, Any]:
     """Change an input before anything reads it: the new layer and the first readers are the truth."""
-    nodes = edit.put_front(spec["name"], kind, config)
+    nodes = edit.put_front(spec["name"], kind, config, *arrays)
     return told(nodes, f"{what} of {spec['name']}", source, target)
 
 
@@ -284,9 +291,8 @@ def input_turned(edit: Editor, spec: dict[str, Any]) -> dict[str, Any]:
 def input_bgr(edit: Editor, spec: dict[str, Any]) -> dict[str, Any]:
     """Read the channels in the opposite order (a convolution with a permutation for its kernel)."""
     config = {"filters": 3, "kernel_size": [1, 1], "use_bias": False}
-    told_so = front(edit, spec, "Conv2D", config, "channels", "RGB", "BGR")
-    edit.arrays[f"{told_so['nodes'][0]}/kernel"] = np.eye(3, dtype=np.float32)[::-1].reshape(1, 1, 3, 3)
-    return told_so
+    kernel = np.eye(3, dtype=np.float32)[::-1].reshape(1, 1, 3, 3)
+    return front(edit, spec, "Conv2D", config, "channels", "RGB", "BGR", kernel)
 
 
 LH, TSS, CG = ("LH", "hyperparameters"), ("TSS", "hyperparameters"), ("CG", "structure")
