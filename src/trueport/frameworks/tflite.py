@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trueport.frameworks._base import Arrays, Emit, GraphDict, RunResult, SignatureDict, SpecDict, Unsupported
+from trueport.frameworks._base import (
+    Arrays,
+    EditDict,
+    Emit,
+    GraphDict,
+    RunResult,
+    SignatureDict,
+    SpecDict,
+    Unsupported,
+)
 from trueport.frameworks._tflite_session import (
     NO_KERNEL,
     RESOLVERS,
@@ -38,6 +47,25 @@ SUFFIXES = {"tflite": ".tflite"}
 VARIANTS = ("default", "builtin", "reference", "single-thread")
 """default: as shipped, with XNNPACK; builtin: without delegates; reference: the reference kernels; single-thread: default with one thread."""
 PRECISIONS = ("float32",)
+
+EDITS = (
+    "set-parameter",
+    "set-attribute",
+    "set-operator",
+    "remove-node",
+    "insert",
+    "reorder-inputs",
+)
+EDIT_FILES = (
+    "_tflite_model",
+    "_tflite_ops",
+    "_tflite_editor",
+    "_tflite_emit",
+    "_tflite_operators",
+    "_tflite_constants",
+    "_tflite_settings",
+    "_tflite_edit",
+)
 
 _IDENTIFIER = b"TFL3"
 _VERSIONS = (1, 2, 3)
@@ -439,3 +467,13 @@ def parameters(path: str, emit: Emit, *, trust: bool) -> dict[str, Any]:
     for name, array in _inner(model):
         emit(name, array)
     return {"unreadable": unreadable}
+
+
+def edit(path: str, edits: Sequence[EditDict], arrays: Arrays, out: str, *, trust: bool) -> dict[str, Any]:
+    """Write a copy of the model with the edits applied, and let LiteRT run it once; see `_base.py`.
+
+    Raises BadModel, ValueError for names that the file does not have, and Unsupported, with the reason.
+    """
+    from trueport.frameworks import _tflite_edit
+
+    return _tflite_edit.apply(path, edits, arrays, out)
