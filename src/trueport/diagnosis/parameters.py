@@ -109,7 +109,12 @@ class Region:
             fault = self._diagnosed(item, array)
             if fault is not None:
                 found.append(fault)
-        found += self._absent(open_ones)
+        absent = None if open_ones else self.missing_bias()
+        if absent is not None and absent[1].parameter is not None:
+            host, known = absent
+            what = f"the bias '{known.label}' of the source is missing"
+            names = (absent[1].parameter.node.name,)
+            found.append(Fault(host, Cause.PARAMETERS, what, _shown(known), "no bias", MISSING, names))
         return found
 
     def explain(self, item: Parameter) -> Known | None:
@@ -182,7 +187,7 @@ class Region:
         if not fitting:
             return False
         plain = any(list(way.permutation) == sorted(way.permutation) for way in fitting)
-        others = self._votes(layouts.key_of(mine.parameter), layouts.key_of(known.parameter))
+        others = self.votes(layouts.key_of(mine.parameter), layouts.key_of(known.parameter))
         if others:
             most = max(others.values())
             return any(others.get(way, 0) == most for way in fitting)
@@ -195,7 +200,7 @@ class Region:
             and t.ndim != s.ndim
         )
 
-    def _votes(self, target_key: tuple[str, int], source_key: tuple[str, int]) -> dict[layouts.Moved, int]:
+    def votes(self, target_key: tuple[str, int], source_key: tuple[str, int]) -> dict[layouts.Moved, int]:
         """How weights of the same kinds of operators outside the region are laid out, where the target agrees."""
         inside = {node.name for node in self.theirs}
         targets = [
@@ -280,7 +285,7 @@ class Region:
         epsilon = folding.wrong_epsilon(mine, self.pool.raw, self._norms())
         if epsilon is not None:
             return self._fault(item, epsilon[0], epsilon[1], epsilon[2], nearest, 1.0)
-        foreign = None if not np.any(array) else self._foreign(mine)
+        foreign = None if not np.any(array) else self.foreign(mine)
         label = f"{_role(item)} '{item.stored}'"
         own = f"{item.stored}: {differences.shown(item.array)}"
         if foreign is not None:
@@ -371,7 +376,7 @@ class Region:
     def _norms(self) -> list[Norm]:
         return [norm for node in self.ours if (norm := pool.norm_of(self.source, node)) is not None]
 
-    def _foreign(self, mine: Known) -> Known | None:
+    def foreign(self, mine: Known) -> Known | None:
         """A parameter of the source outside the region that this one is."""
         inside = {node.name for node in self.ours}
         for node in self.source.graph.nodes:
@@ -441,35 +446,29 @@ class Region:
                 return [Fault(node, Cause.PARAMETERS, what, ours, theirs, SLOT + 0.5, (other.name,))]
         return []
 
-    def _absent(self, open_ones: Sequence[tuple[Parameter, np.ndarray]]) -> list[Fault]:
-        """Biases of the source region that no parameter of the target region is, while it has no bias at all there."""
-        if open_ones:
-            return []
+    def missing_bias(self) -> tuple[Node, Known] | None:
+        """A bias of the source that no parameter of the target region is, and the operator that has none. Holds after
+        `faults`, where it has found every parameter explained."""
         taken = {name.removeprefix(FINE) for known in self._taken for name in known.names}
-        arrays = [known.array.ravel() for known in self._taken]
-        found = []
+        hosts = [
+            node
+            for node in self.theirs
+            if kind(node) in ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
+            and not any(other.array.ndim == 1 for other in self.target.parameters(node))
+        ]
+        if len(hosts) != 1 or any(kind(node) in ("Add", "BatchNormalization", "Sub") for node in self.theirs):
+            return None
         for known in self.pool.raw:
             item = known.parameter
             if item is None or not pool.is_bias(known) or known.array.size < 2 or item.node.name.startswith(FINE):
                 continue
-            if self.named and item.node.name not in self.named:
+            if (self.named and item.node.name not in self.named) or item.stored.removeprefix(FINE) in taken:
                 continue
-            if item.stored.removeprefix(FINE) in taken or not np.any(known.array):
-                continue
-            if any(pool.close(array, known.array.ravel()) for array in arrays):
-                continue
-            hosts = [
-                node
-                for node in self.theirs
-                if kind(node) in ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
-                and not any(other.array.ndim == 1 for other in self.target.parameters(node))
-            ]
-            if len(hosts) == 1 and not any(kind(node) in ("Add", "BatchNormalization", "Sub") for node in self.theirs):
-                what = f"the bias '{item.stored}' of the source is missing"
-                found.append(
-                    Fault(hosts[0], Cause.PARAMETERS, what, _shown(known), "no bias", MISSING, (item.node.name,))
-                )
-        return found[:1]
+            if np.any(known.array) and not any(
+                pool.close(other.array.ravel(), known.array.ravel()) for other in self._taken
+            ):
+                return hosts[0], known
+        return None
 
 
 def counts(item: Parameter) -> bool:

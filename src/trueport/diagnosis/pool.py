@@ -66,12 +66,13 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A BatchNorm's parameters by slot, as float64 vectors, and its epsilon."""
+    """A BatchNorm's parameters by slot, as float64 vectors, and its epsilon. `read`: the slots that it reads itself."""
 
     node: Node
     slots: dict[str, np.ndarray]
     names: dict[str, str]
     epsilon: float
+    read: Mapping[str, Parameter] = field(default_factory=dict)
 
     def scale(self, epsilon: float | None = None) -> np.ndarray:
         """gamma / sqrt(var + epsilon)."""
@@ -101,7 +102,8 @@ def norm_of(inside: Inside, node: Node) -> Norm | None:
     epsilon = number(node.attributes, "epsilon")
     if epsilon is None:
         epsilon = number(node.attributes, "eps")
-    return Norm(node, arrays, {slot: item.stored for slot, item in slots.items()}, 1e-5 if epsilon is None else epsilon)
+    names = {slot: item.stored for slot, item in slots.items()}
+    return Norm(node, arrays, names, 1e-5 if epsilon is None else epsilon, slots)
 
 
 def pool_of(inside: Inside, nodes: Sequence[Node]) -> Pool:
@@ -276,10 +278,18 @@ def slots_of(inside: Inside, node: Node) -> dict[str, np.ndarray]:
     norm = norm_of(inside, node)
     if norm is not None:
         return norm.slots
-    floats = [item.array for item in inside.parameters(node) if item.real and item.array.ndim == 1]
-    if len(floats) != 2 or floats[0].size != floats[1].size:
+    return {slot: np.asarray(item.array, np.float64) for slot, item in slot_parameters(inside, node).items()}
+
+
+def slot_parameters(inside: Inside, node: Node) -> dict[str, Parameter]:
+    """The parameters that a normalisation reads, by slot."""
+    norm = norm_of(inside, node)
+    if norm is not None:
+        return dict(norm.read)
+    floats = [item for item in inside.parameters(node) if item.real and item.array.ndim == 1]
+    if len(floats) != 2 or floats[0].array.size != floats[1].array.size:
         return {}
-    return {"gamma": np.asarray(floats[0], np.float64), "beta": np.asarray(floats[1], np.float64)}
+    return {"gamma": floats[0], "beta": floats[1]}
 
 
 def exchanged(mine: Mapping[str, np.ndarray], its: Mapping[str, np.ndarray]) -> tuple[str, str] | None:

@@ -127,6 +127,11 @@ def narrowings(source: Inside, target: Inside, ours: Sequence[Node], theirs: Seq
     return found
 
 
+def grid_made(node: Node) -> str:
+    """What a cast or a quantisation makes of values: "float16", "int8", "float32"."""
+    return _narrow(node) or "float32"
+
+
 def _narrow(node: Node) -> str | None:
     if kind(node) == "Cast":
         given = node.attributes.get("to", node.attributes.get("dtype"))

@@ -201,10 +201,7 @@ def compare(targets: Sequence[Cell], sources: Sequence[Cell]) -> list[GateFault]
     found: list[GateFault] = []
     used: set[int] = set()
     for position, cell in enumerate(targets):
-        fitting = [item for item in sources if set(item.order) == set(cell.order)]
-        fitting = [
-            item for item in fitting if item.blocks["W", cell.order[0]].shape == cell.blocks["W", cell.order[0]].shape
-        ]
+        fitting = alike(cell, sources)
         if not fitting:
             continue
         best = min(fitting, key=lambda item: len(differing(cell, item)))
@@ -218,6 +215,13 @@ def compare(targets: Sequence[Cell], sources: Sequence[Cell]) -> list[GateFault]
         if wrong:
             found.append(_fault(cell, best, wrong))
     return found
+
+
+def alike(cell: Cell, sources: Sequence[Cell]) -> list[Cell]:
+    """The source's cells with the same gates and sizes."""
+    first = ("W", cell.order[0])
+    same = [item for item in sources if set(item.order) == set(cell.order)]
+    return [item for item in same if item.blocks[first].shape == cell.blocks[first].shape]
 
 
 def _fault(cell: Cell, source: Cell, wrong: list[tuple[str, str]]) -> GateFault:
@@ -310,7 +314,7 @@ def scattered(cell: Cell, arrays: Mapping[str, np.ndarray]) -> list[GateFault] |
         for gate in cell.order:
             block = cell.blocks[part, gate]
             near = min(cut_out(block, matrices), key=lambda item: _far(block, item[2]), default=None)
-            if near is None or _far(block, near[2]) > _UNLIKE:
+            if near is None or _far(block, near[2]) > UNLIKE:
                 found.append(_unknown(cell, part, gate, block))
                 continue
             known += 1
@@ -338,15 +342,20 @@ def nearest(block: np.ndarray, arrays: Mapping[_Name, np.ndarray]) -> tuple[_Nam
     return min(parts, key=lambda item: _far(block, item[1]), default=None)
 
 
+def packing(gates: str) -> str | None:
+    """The order in which formats other than ONNX pack these gates; None where they do not agree."""
+    usual = {order for (_, family), order in _ORDERS.items() if family != "onnx" and set(order) == set(gates)}
+    return usual.pop() if len(usual) == 1 else None
+
+
 def _misplaced(cell: Cell, part: str, places: Mapping[str, tuple[str, int]]) -> list[GateFault]:
     """Gates that lie in the source's packed matrix in an order that no format has. places: gate -> (array, block)."""
-    usual = {order for (_, family), order in _ORDERS.items() if family != "onnx" and set(order) == set(cell.order)}
+    usual = packing(cell.order)
     if len({name for name, _ in places.values()}) != 1 or len(set(places.values())) != len(cell.order):
         return []
-    if len(usual) != 1 or sorted(place for _, place in places.values()) != list(range(len(cell.order))):
+    if usual is None or sorted(place for _, place in places.values()) != list(range(len(cell.order))):
         return []
-    packing = usual.pop()
-    order = "".join(packing[places[gate][1]] for gate in cell.order)
+    order = "".join(usual[places[gate][1]] for gate in cell.order)
     if order == cell.order:
         return []
     what = f"gates are packed in the order {order} where this operator reads {cell.order}"
@@ -377,7 +386,7 @@ def _parts(array: np.ndarray, size: int) -> list[np.ndarray]:
     return np.split(array, array.size // size) if array.size and array.size % size == 0 else []
 
 
-_UNLIKE = 0.7
+UNLIKE = 0.7
 """Distance from which on a block is none of the source's: unrelated blocks are 1.4 times their size apart."""
 
 

@@ -29,6 +29,9 @@ weighs more than what follows from it: that an operator seems missing, or to hav
 
 LARGEST_EPSILON = 0.1
 
+_FAR = math.log(3)
+"""Logarithm of the factor up to which a number may have been meant for another."""
+
 _USUAL = (
     *(0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 0.5, 0.25, 1 / 6, 1 / 3, 0.2, 127.5, 255.0, 1 / 255),
     *(math.sqrt(2), math.sqrt(0.5), math.sqrt(2 / math.pi), math.sqrt(8 / math.pi), 0.044715, 0.0356774, 1.702),
@@ -49,6 +52,10 @@ class Odd:
     weight: float
     source_nodes: tuple[str, ...]
     parameter: str | None
+    number: float
+    """What the target has."""
+    wanted: float | None = None
+    """The source's number that it was taken for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +84,44 @@ def odd(source: Inside, target: Inside, ours: Sequence[Node], theirs: Sequence[N
             what = f"the constant of {kind(seen.node)} '{seen.node.shown}' is {seen.value:.6g} where the source has {nearest.value:.6g}"
             cause = Cause.HYPERPARAMETERS if seen.stored is None else Cause.PARAMETERS
             names = (nearest.node.name,)
-            found.append(Odd(seen.node, cause, what, nearest.value, seen.value, ODD, names, seen.stored))
+            found.append(
+                Odd(
+                    seen.node,
+                    cause,
+                    what,
+                    nearest.value,
+                    seen.value,
+                    ODD,
+                    names,
+                    seen.stored,
+                    seen.value,
+                    nearest.value,
+                )
+            )
         elif not _has(_USUAL, seen.value, -seen.value) and not _epsilon_like(given, seen):
             what = (
                 f"the constant {seen.value:.6g} of {kind(seen.node)} '{seen.node.shown}' is none of the source's here"
             )
-            found.append(Odd(seen.node, Cause.PARAMETERS, what, None, seen.value, ORPHAN, (), seen.stored))
+            found.append(Odd(seen.node, Cause.PARAMETERS, what, None, seen.value, ORPHAN, (), seen.stored, seen.value))
+    return found
+
+
+def likely(source: Inside, ours: Sequence[Node], seen: Odd) -> list[float]:
+    """Numbers that the source gives for one of the target's, the likeliest first: what it was taken for, as it is or
+    derived; other constants and sizes of the source region; what decompositions bring along."""
+    given = [other.value for other in _scalars(source, ours)]
+    groups = [_derived([seen.wanted]) if seen.wanted is not None else [], _derived(given), _sizes(source, ours), _USUAL]
+
+    def far(value: float) -> float:
+        return abs(math.log(value / seen.number)) if value * seen.number > 0 else math.inf
+
+    found: list[float] = []
+    for group in groups:
+        for value in sorted(group, key=far):
+            if not _has([*found, seen.number], value) and (
+                far(value) < _FAR or (seen.wanted is not None and not found)
+            ):
+                found.append(value)
     return found
 
 
@@ -98,7 +137,20 @@ def epsilons(source: Inside, target: Inside, ours: Sequence[Node], theirs: Seque
         what = f"the epsilon of {kind(seen.node)} '{seen.node.shown}' is {seen.value:.4g} where the source has {nearest.value:.4g}"
         told = [f"epsilon: {value:.6g}" for value in (nearest.value, seen.value)]
         names = (nearest.node.name,)
-        found.append(Odd(seen.node, Cause.HYPERPARAMETERS, what, told[0], told[1], EPSILON, names, seen.stored))
+        found.append(
+            Odd(
+                seen.node,
+                Cause.HYPERPARAMETERS,
+                what,
+                told[0],
+                told[1],
+                EPSILON,
+                names,
+                seen.stored,
+                seen.value,
+                nearest.value,
+            )
+        )
     return found
 
 
