@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from trueport.frameworks import _torch_archive
-from trueport.frameworks._base import Arrays, BadModel, Emit, GraphDict, RunResult, SignatureDict, Unsupported
+from trueport.frameworks import _torch_archive, _torch_edit
+from trueport.frameworks._base import Arrays, BadModel, EditDict, Emit, GraphDict, RunResult, SignatureDict, Unsupported
 from trueport.frameworks._torch_archive import checkpoint_kind
 from trueport.frameworks._torch_factory import materialise
 from trueport.frameworks._torch_values import PRECISIONS, VARIANTS, check_feeds, collect, settings, stand_in, to_numpy
 
 __all__ = [
+    "EDITS",
+    "EDIT_FILES",
     "FORMATS",
     "GRANULARITIES",
     "NAME",
@@ -27,6 +29,7 @@ __all__ = [
     "SUFFIXES",
     "VARIANTS",
     "checkpoint_kind",
+    "edit",
     "graph",
     "materialise",
     "names",
@@ -43,6 +46,23 @@ FORMATS = {"pytorch": "torch", "torchscript": "torch"}
 GRANULARITIES = ("native", "decomposed")
 """Views of an exported program: its own operators, and those taken apart (see `_torch_decompose`)."""
 SUFFIXES = {"pytorch": ".pt2", "torchscript": ".pt"}
+EDITS = tuple(_torch_edit.KINDS)
+EDIT_FILES = (
+    "_torch_values",
+    "_torch_ops",
+    "_torch_attributes",
+    "_torch_archive",
+    "_torch_view",
+    "_torch_widen",
+    "_torch_program",
+    "_torch_editor",
+    "_torch_emit_values",
+    "_torch_emit_shapes",
+    "_torch_emit",
+    "_torch_set",
+    "_torch_edit",
+)
+"""The writers of edits, and what they read a program with: names are those of `graph`, so it is the same reader."""
 
 
 def sniff(head: bytes, path: Path) -> str | None:
@@ -302,3 +322,43 @@ def parameters(path: str, emit: Emit, *, trust: bool, granularity: str = "native
             emit(name, array)
             count += 1
     return {"count": count}
+
+
+def edit(path: str, edits: Sequence[EditDict], arrays: Arrays, out: str, *, trust: bool) -> dict[str, Any]:
+    """Write a copy of an exported program at `out` with the edits applied; see the contract.
+
+    The copy is loaded and run once. Raises Unsupported where an edit cannot be written, and for TorchScript.
+    """
+    if _format(path) == "torchscript":
+        raise Unsupported(
+            "a TorchScript file cannot be edited, because it holds code and no graph with weights by name; "
+            "export the original model with torch.export.save (.pt2)"
+        )
+    reply = _torch_edit.apply(path, edits, arrays, out, trust=trust)
+    try:
+        _run_once(out, trust)
+    except Exception as error:
+        Path(out).unlink(missing_ok=True)
+        raise Unsupported(f"the edited program does not run: {_first_line(error)}") from error
+    return reply
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _run_once(path: str, trust: bool) -> None:
+    """Run on random inputs of the smallest sizes that the program takes."""
+    described = signature(path, trust=trust)
+    least = {symbol: max(1, low or 1) for symbol, (low, _) in described["meta"]["constraints"].items()}
+    rng = np.random.default_rng(0)
+    feeds = {}
+    for spec in described["inputs"]:
+        shape = [1, *(size if isinstance(size, int) else least.get(str(size), 1) for size in spec["shape"] or [])]
+        dtype = {"bfloat16": "float32"}.get(spec["dtype"], spec["dtype"])
+        if dtype.startswith("float"):
+            feeds[spec["name"]] = rng.normal(0.2, 1.0, shape).astype(dtype)
+        else:
+            low, high = spec.get("minimum", 0), spec.get("maximum", 1)
+            feeds[spec["name"]] = rng.integers(low, high + 1, shape).astype(dtype)
+    run(path, {"once": feeds}, precision="float32", variant=VARIANTS[0], trust=trust)
