@@ -263,7 +263,7 @@ def stands_for(stretch: Stretch, value: str) -> frozenset[str]:
     return frozenset(names | {name for name, first in alike.items() if first in classes} | classes)
 
 
-def _pairs(stretch: Stretch, wanted: str) -> list[tuple[Node, Node]]:
+def pairs(stretch: Stretch, wanted: str) -> list[tuple[Node, Node]]:
     """Nodes of one kind on both sides, in order; the source's at the granularity that has as many."""
     theirs = [node for node in stretch.theirs if kind(node) == wanted and stretch.target.runs(node)]
     for fine in (False, True):
@@ -278,7 +278,7 @@ def _swapped(stretch: Stretch) -> list[Oddity]:
     """Operands of operators that are not commutative in each other's place."""
     found = []
     for name in sorted({kind(node) for node in stretch.theirs} & ORDERED):
-        for ours, theirs in _pairs(stretch, name):
+        for ours, theirs in pairs(stretch, name):
             its, mine = (_operands(inside, node) for inside, node in ((stretch.source, ours), (stretch.target, theirs)))
             if its is None or mine is None:
                 continue
@@ -317,7 +317,7 @@ def _operands(inside: Inside, node: Node) -> tuple[str, str] | None:
 def _joined(stretch: Stretch) -> list[Oddity]:
     """Concatenations that join the same parts in another order."""
     found = []
-    for ours, theirs in _pairs(stretch, "Concat"):
+    for ours, theirs in pairs(stretch, "Concat"):
         mine = [value for value in theirs.inputs if value in stretch.target.dynamic]
         its = [value for value in ours.inputs if value in stretch.source.dynamic]
         if len(mine) != len(its) or len(mine) < 2:

@@ -1,0 +1,162 @@
+"""Which values of the target, as its file computes them, are which of the source: what a repair may build upon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+import numpy as np
+
+from trueport.align import relations
+from trueport.align.info import describe
+from trueport.align.match import GROWTH
+from trueport.align.types import Match, Relation
+from trueport.graph import FINE
+from trueport.repairs.rules._writer import Order, Placed, Writer, identity, order_of
+from trueport.repairs.scene import Scene
+
+NEAREST = 60
+"""Values of the source, nearest first, among which the twin of a value is looked for that was put in."""
+
+
+class Twins:
+    """Pairs of values for one scene. `below`: what is computed from the place of the fault, and may not be read before it."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.ours, self.theirs = scene.pair.ours, scene.pair.theirs
+        self.graph = scene.pair.target.graph
+        self.fault = scene.finding.target
+        self.below = set(self.graph.downward([self.fault])) - {self.fault}
+        self._found: dict[tuple[str, str], Placed | None] = {}
+
+    @property
+    def last(self) -> bool:
+        """Whether the target's format puts channels last."""
+        return self.scene.theirs.channels_last
+
+    def writer(self, *, below: bool = False) -> Writer:
+        """A writer that reads values of the target. `below`: those behind the fault too."""
+        return Writer(self.scene.ours, self.last, lambda name: self.find(name, below=below))
+
+    def head(self, source: str) -> str:
+        """Representative of the class of source values that are equal to one."""
+        return self.scene.healed.alike.get(source, source)
+
+    def same(self, source: str) -> list[str]:
+        """The source values that are equal to one, those of the native granularity first, itself before all."""
+        head = self.head(source)
+        names = [head, *(name for name, other in self.scene.healed.alike.items() if other == head)]
+        return list(dict.fromkeys([source, *sorted(names, key=lambda name: name.startswith(FINE))]))
+
+    @cached_property
+    def of_file(self) -> dict[str, Match]:
+        """Target value -> its twin, as the file computes it: that of a value which was put in is looked for anew."""
+        found = {}
+        for name, match in self.scene.healed.matches.items():
+            if name == self.fault:
+                own = self._searched(name)
+                if own is not None:
+                    found[name] = own
+            elif match.ok:
+                found[name] = match
+        return found
+
+    @cached_property
+    def by_class(self) -> dict[str, list[str]]:
+        """Class of source values -> the target values that are it, in execution order."""
+        found: dict[str, list[str]] = {}
+        place = self.theirs.place
+        for name in sorted(self.of_file, key=lambda value: place.get(value, -1)):
+            found.setdefault(self.head(self.of_file[name].source), []).append(name)
+        return found
+
+    def known(self, *, below: bool = False) -> set[str]:
+        """The source values that the target has already."""
+        heads = {
+            head for head, names in self.by_class.items() if below or any(name not in self.below for name in names)
+        }
+        every = {name for name, head in self.scene.healed.alike.items() if head in heads}
+        return heads | every
+
+    def find(self, source: str, *, below: bool = False) -> Placed | None:
+        """A value of the source as the target has it; those first whose layout is known."""
+        best: Placed | None = None
+        for name in self.by_class.get(self.head(source), ()):
+            if name in self.below and not below:
+                continue
+            placed = self.placed(source, name)
+            if placed is not None and (best is None or (best.order is None and placed.order is not None)):
+                best = placed
+        return best
+
+    def placed(self, source: str, target: str) -> Placed | None:
+        """A source value as a target value has it; None where they do not agree."""
+        if (source, target) not in self._found:
+            self._found[source, target] = self._placed(source, target)
+        return self._found[source, target]
+
+    def _placed(self, source: str, target: str) -> Placed | None:
+        ours, value = self.ours.values.get(source), self._value(target)
+        match = self.of_file.get(target)
+        if ours is None or value is None or match is None:
+            return None
+        relation: Relation | None = match.relation
+        if match.source != source:
+            relation = self._relation(source, value)
+        if relation is None:
+            return None
+        shape = tuple(ours.shape[1:])
+        return Placed(target, shape, order_of(relation, shape, value.shape[1:]))
+
+    def _value(self, target: str) -> np.ndarray | None:
+        values = self.scene.pair.target.values if target == self.fault else self.theirs.values
+        return values.get(target)
+
+    def _relation(self, source: str, value: np.ndarray) -> Relation | None:
+        """How a source value lies in a value of the target; None where it does not."""
+        info = self.ours.infos.get(source)
+        if info is None or self.ours.values[source].size != value.size:
+            return None
+        theirs = describe(value)
+        found = relations.best(
+            self.ours.values[source], info, value, theirs, self._votes, enough=self.scene.pair.tolerance
+        )
+        return found[0] if found is not None and found[1] <= GROWTH * self.scene.pair.tolerance else None
+
+    @cached_property
+    def _votes(self) -> dict[Relation, int]:
+        votes: dict[Relation, int] = {}
+        for match in self.scene.healed.matches.values():
+            if match.ok:
+                votes[match.relation] = votes.get(match.relation, 0) + 1
+        return votes
+
+    def _searched(self, target: str) -> Match | None:
+        """The twin of what the file computes at the place of the fault, among what the healed value is computed from."""
+        value, source = self.scene.pair.target.values.get(target), self.scene.finding.source
+        if value is None or source is None:
+            return None
+        graph = self.ours.graph
+        starts = self.same(source)
+        near: Iterable[str] = list(graph.upward(starts))[: NEAREST + len(starts)]
+        for name in [*near, *(match.source for match in self._above(target))]:
+            relation = self._relation(name, value)
+            if relation is not None:
+                return Match(target=target, source=name, relation=relation, error=0.0, how="value", ok=True)
+        return None
+
+    def _above(self, target: str) -> list[Match]:
+        matches = (self.scene.healed.matches.get(name) for name in self.graph.parents(target))
+        return [match for match in matches if match is not None and match.ok]
+
+    def usual(self, source: tuple[int, ...], target: tuple[int, ...]) -> Order | None:
+        """The order in which the model as a whole has a value of these shapes; None where the shapes do not allow it."""
+        tight = [size for size in source if size != 1]
+        wanted = [self.scene.healed.consensus.get(len(tight)), tuple(range(len(tight)))]
+        for permutation in wanted:
+            if permutation is not None:
+                order = order_of(Relation(tuple(permutation)), source, target)
+                if order is not None:
+                    return order
+        return identity(len(source)) if source == target else None
