@@ -16,6 +16,7 @@ from typing import Any, Callable
 
 import numpy as np
 
+from trueport.frameworks import _onnx_edit_recorded as recorded
 from trueport.frameworks import _onnx_file
 from trueport.frameworks._base import BadModel, Unsupported
 
@@ -99,7 +100,7 @@ class Editor:
     @cached_property
     def _inferred(self) -> dict[str, Any]:
         """Value -> its TypeProto, as the file records it or as it follows from the operators."""
-        return {**_types(self.graph), **self._infer(keep=True)}
+        return {**recorded.types(self.graph), **self._infer(keep=True)}
 
     def _infer(self, *, keep: bool) -> dict[str, Any]:
         """Value -> TypeProto by inference; `keep`: what the file records about inner values and outputs helps."""
@@ -109,7 +110,7 @@ class Editor:
             found = onnx.shape_inference.infer_shapes(self._light(keep=keep), data_prop=True)
         except Exception:  # noqa: BLE001 -- an operator that it does not know, or a model that it finds wrong
             return {}
-        return _types(found.graph)
+        return recorded.types(found.graph)
 
     def _light(self, *, keep: bool) -> Any:
         """The model without its large tensors, of which only type and shape count here."""
@@ -137,6 +138,27 @@ class Editor:
             if not keep and made.type.HasField("tensor_type"):
                 made.type.tensor_type.ClearField("shape")
         return model
+
+    def inferred_anew(self) -> dict[str, Any]:
+        """Value -> TypeProto as it follows from the inputs alone, whatever the file records."""
+        return self._infer(keep=False)
+
+    def described(self, value: str) -> Any | None:
+        """A ValueInfoProto of a value; None when its type is not known."""
+        stored = self.constants.get(value)
+        if stored is not None:
+            return _described(value, stored.data_type, stored.dims)
+        found = self._inferred.get(value)
+        if found is None:
+            return None
+        made = self.graph.output.add(name=value)
+        self.graph.output.pop()
+        made.type.CopyFrom(found)
+        return made
+
+    def mark(self, value: str) -> None:
+        """Note that a value differs from what the file had, so that what is recorded behind it is inferred anew."""
+        self._changed.add(value)
 
     def type(self, value: str) -> int:
         """The element type of a value (TensorProto.DataType); 0 when it is unknown."""
@@ -390,7 +412,7 @@ class Editor:
                 del items[place]
         self._order()
         self.forget()
-        self._refresh()
+        recorded.refresh(self.graph, self._stale(), self.inferred_anew, freed=self.freed)
 
     def _order(self) -> None:
         nodes = list(self.graph.node)
@@ -423,51 +445,6 @@ class Editor:
                 stale.update(node.output)
         return stale
 
-    def _refresh(self) -> None:
-        stale = self._stale()
-        recorded = [item for item in self.graph.value_info if item.name in stale]
-        outputs = [item for item in self.graph.output if item.name in stale]
-        known = {name for node in self.graph.node for name in node.output} | set(self.constants)
-        known |= {item.name for item in self.graph.input}
-        lost = [item for item in self.graph.value_info if item.name not in known]
-        inferred = self._infer(keep=False) if recorded or outputs else {}
-        for item in recorded:
-            if item.name not in inferred or not inferred[item.name].tensor_type.HasField("shape"):
-                lost.append(item)
-            else:
-                self._update(item, inferred[item.name])
-        for item in outputs:
-            if item.name in inferred:
-                self._update(item, inferred[item.name])
-        for item in list({id(item): item for item in lost}.values()):
-            self.graph.value_info.remove(item)
-
-    def _update(self, item: Any, found: Any) -> None:
-        """Bring one recorded type up to date; sizes that inference leaves open stay as recorded, unless a size was freed."""
-        old, new = item.type.tensor_type, found.tensor_type
-        if not item.type.HasField("tensor_type") or not found.HasField("tensor_type"):
-            return
-        if new.elem_type:
-            old.elem_type = new.elem_type
-        if not new.HasField("shape"):
-            return
-        sizes = list(new.shape.dim)
-        if not old.HasField("shape") or len(old.shape.dim) != len(sizes):
-            old.shape.CopyFrom(new.shape)
-            sizes = list(old.shape.dim)
-            for size in sizes:
-                if size.dim_param.startswith("unk__"):
-                    size.ClearField("dim_param")
-            return
-        for before, size in zip(old.shape.dim, sizes):
-            if size.HasField("dim_value"):
-                if not before.HasField("dim_value") or before.dim_value != size.dim_value:
-                    before.dim_value = size.dim_value
-            elif size.dim_param and not size.dim_param.startswith("unk__"):
-                before.dim_param = size.dim_param
-            elif self.freed and before.HasField("dim_value"):
-                before.ClearField("dim_value")
-
     def save(self, out: str) -> None:
         """Write the model, and copies of its side files beside it. The file appears whole or not at all."""
         try:
@@ -488,10 +465,6 @@ class Editor:
         part = Path(f"{out}.part")
         part.write_bytes(data)
         os.replace(part, out)  # noqa: PTH105 -- `out` is a string everywhere here
-
-
-def _types(graph: Any) -> dict[str, Any]:
-    return {item.name: item.type for item in [*graph.value_info, *graph.input, *graph.output]}
 
 
 def _described(name: str, kind: int, shape: Iterable[int]) -> Any:

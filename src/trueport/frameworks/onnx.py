@@ -45,7 +45,19 @@ SUFFIXES = {"onnx": ".onnx"}
 VARIANTS = _onnx_replay.VARIANTS
 PRECISIONS = ("float32", "float64", "float16", "int8-dynamic", "int8")
 EDITS = tuple(_onnx_edit_kinds.KINDS)
-EDIT_FILES = ("_onnx_file", "_onnx_edit", "_onnx_edit_grid", "_onnx_edit_write", "_onnx_edit_kinds")
+EDIT_FILES = (
+    "_onnx_file",
+    "_onnx_edit_recorded",
+    "_onnx_edit",
+    "_onnx_edit_grid",
+    "_onnx_edit_write",
+    "_onnx_edit_job",
+    "_onnx_edit_parameters",
+    "_onnx_edit_nodes",
+    "_onnx_edit_interface",
+    "_onnx_edit_precision",
+    "_onnx_edit_kinds",
+)
 
 _CARRIES_INDICES = {
     "Cast": (0,),
