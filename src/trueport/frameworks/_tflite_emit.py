@@ -115,9 +115,13 @@ class Emitter:
         dtype: str = "",
         grid: Any = None,
         results: int = 1,
+        known: tuple[list[int], list[int] | None] | None = None,
         **values: Any,
     ) -> list[int]:
-        """Add a TFLite operator; results get the type and grid of its first data, or `dtype` and the grid of tensor `grid`."""
+        """Add a TFLite operator; results get the type and grid of its first data, or `dtype` and the grid of tensor `grid`.
+
+        known: shape, and signature, of a result whose shape depends on values, so that LiteRT cannot tell it beforehand.
+        """
         places = [self.place(operand) for operand in inputs]
         data = next((place for place in places if place >= 0 and self.array(place) is None), places[0])
         outputs = []
@@ -130,7 +134,10 @@ class Emitter:
             made.buffer, made.hasRank, made.shape = 0, True, self.edit.shape(self.tensor(data))
             outputs.append(self.edit.add_tensor(self.graph, made))
         item = self.edit.operator(code, places, outputs, options, **values)
-        self.edit.complete(self.graph, item)
+        if known is None:
+            self.edit.complete(self.graph, item)
+        else:
+            self.tensor(outputs[0]).shape, self.tensor(outputs[0]).shapeSignature = known
         self.items.append(item)
         return outputs
 

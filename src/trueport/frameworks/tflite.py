@@ -50,11 +50,17 @@ PRECISIONS = ("float32",)
 
 EDITS = (
     "set-parameter",
+    "add-parameter",
     "set-attribute",
     "set-operator",
     "remove-node",
     "insert",
     "reorder-inputs",
+    "set-input",
+    "set-dimensions",
+    "set-outputs",
+    "set-precision",
+    "recompute",
 )
 EDIT_FILES = (
     "_tflite_model",
@@ -62,8 +68,11 @@ EDIT_FILES = (
     "_tflite_editor",
     "_tflite_emit",
     "_tflite_operators",
+    "_tflite_layers",
     "_tflite_constants",
     "_tflite_settings",
+    "_tflite_change",
+    "_tflite_kinds",
     "_tflite_edit",
 )
 
