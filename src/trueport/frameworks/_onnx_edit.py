@@ -107,6 +107,7 @@ class Editor:
         import onnx
 
         try:
+            self.order()
             found = onnx.shape_inference.infer_shapes(self._light(keep=keep), data_prop=True)
         except Exception:  # noqa: BLE001 -- an operator that it does not know, or a model that it finds wrong
             return {}
@@ -410,11 +411,12 @@ class Editor:
         for items in (self.graph.initializer, self.graph.input):
             for place in reversed([place for place, item in enumerate(items) if item.name in gone]):
                 del items[place]
-        self._order()
+        self.order()
         self.forget()
         recorded.refresh(self.graph, self._stale(), self.inferred_anew, freed=self.freed)
 
-    def _order(self) -> None:
+    def order(self) -> None:
+        """Put the nodes where each can run, in the file's order as far as that goes. Raises Unsupported for a cycle."""
         nodes = list(self.graph.node)
         made = {name for node in nodes for name in node.output if name}
         ready: set[str] = set()

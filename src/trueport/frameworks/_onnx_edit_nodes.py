@@ -74,11 +74,16 @@ def insert(job: Job, edit: EditDict) -> None:
 
     def make(data: str, out: str) -> list[Any]:
         made: list[Any] = []
+        raw = data
         job.edit.note_type(data, kind)
         for place, step in enumerate(steps):
             result = out if place == len(steps) - 1 else job.edit.fresh(f"{step['operator'].lower()}_out")
             made += writing.write(
-                job.edit, step["operator"], _operands(job, step, data), step.get("attributes") or {}, [result]
+                job.edit,
+                step["operator"],
+                _operands(job, step, data, {value: raw}),
+                step.get("attributes") or {},
+                [result],
             )
             data = result
         return made
@@ -87,10 +92,14 @@ def insert(job: Job, edit: EditDict) -> None:
     job.edit.splice(value, make, edit.get("readers", ALL))
 
 
-def _operands(job: Job, step: Mapping[str, Any], data: str) -> list[writing.Operand]:
-    """The operands of an inserted step: its constants, then other values, the data at its slot."""
+def _operands(job: Job, step: Mapping[str, Any], data: str, renamed: Mapping[str, str]) -> list[writing.Operand]:
+    """The operands of an inserted step: its constants, then other values, the data at its slot.
+
+    renamed: the value behind which it is put in may have another name by now.
+    """
     operands: list[writing.Operand] = [job.array(key) for key in step.get("constants") or []]
-    for name in step.get("others") or []:
+    for other in step.get("others") or []:
+        name = renamed.get(other, other)
         if not job.edit.exists(name):
             raise Unsupported(f"the model has no value '{name}'")
         operands.append(name)

@@ -85,7 +85,7 @@ class Editor(_onnx_edit.Editor):
 
     def save(self, out: str) -> None:
         """Write the model; recorded inner shapes are left out, for the fault may have changed them."""
-        self._order()
+        self.order()
         del self.graph.value_info[:]
         super().save(out)
 
