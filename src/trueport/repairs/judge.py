@@ -104,7 +104,10 @@ class Judge:
             if match is None or name == finding.target or len(found) > PROBES:
                 continue
             limit = max(self.pair.tolerance, NOISE * match.error)
-            found.append(Probe(name, match.source, match.relation, limit))
+            probe = Probe(name, match.source, match.relation, limit)
+            as_found = self.pair.target.values.get(name)
+            if as_found is None or self._at(probe, as_found) > 1:  # what the file has right already tells nothing
+                found.append(probe)
         return found
 
     def _agreeing(self, name: str) -> Match | None:

@@ -20,14 +20,20 @@ NEAREST = 60
 
 
 class Twins:
-    """Pairs of values for one scene. `below`: what is computed from the place of the fault, and may not be read before it."""
+    """Pairs of values for one scene. `behind`: what is computed from the place of the fault; `below`: what of that is
+    computed from wrong values, and may not be read before it; `readers`: see `wrong_readers`, of a missing operator."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
         self.ours, self.theirs = scene.pair.ours, scene.pair.theirs
         self.graph = scene.pair.target.graph
         self.fault = scene.finding.target
-        self.below = set(self.graph.downward([self.fault])) - {self.fault}
+        self.behind = set(self.graph.downward([self.fault])) - {self.fault}
+        self.readers = wrong_readers(scene, self.fault) if scene.finding.kind == "missing" else None
+        self.below = self.behind
+        if self.readers is not None:
+            wrong = [name for reader in self.readers if reader for name in self.graph.by_name[reader].outputs]
+            self.below = set(self.graph.downward(wrong))
         self._found: dict[tuple[str, str], Placed | None] = {}
 
     @property
@@ -58,7 +64,7 @@ class Twins:
                 own = self._searched(name)
                 if own is not None:
                     found[name] = own
-            elif match.ok:
+            elif match.ok and (name not in self.behind or name in self.below or right_in_file(self.scene, name)):
                 found[name] = match
         return found
 
@@ -82,7 +88,8 @@ class Twins:
     def find(self, source: str, *, below: bool = False) -> Placed | None:
         """A value of the source as the target has it; those first whose layout is known."""
         best: Placed | None = None
-        for name in self.by_class.get(self.head(source), ()):
+        # Behind the place of a fault stands what is put in there: its own value, before any other that is equal to it.
+        for name in sorted(self.by_class.get(self.head(source), ()), key=lambda name: name != self.fault):
             if name in self.below and not below:
                 continue
             placed = self.placed(source, name)
@@ -110,8 +117,8 @@ class Twins:
         return Placed(target, shape, order_of(relation, shape, value.shape[1:]))
 
     def _value(self, target: str) -> np.ndarray | None:
-        values = self.scene.pair.target.values if target == self.fault else self.theirs.values
-        return values.get(target)
+        as_found = target == self.fault or (target in self.behind and target not in self.below)
+        return (self.scene.pair.target.values if as_found else self.theirs.values).get(target)
 
     def _relation(self, source: str, value: np.ndarray) -> Relation | None:
         """How a source value lies in a value of the target; None where it does not."""
@@ -160,3 +167,28 @@ class Twins:
                 if order is not None:
                     return order
         return identity(len(source)) if source == target else None
+
+
+def right_in_file(scene: Scene, value: str) -> bool:
+    """Whether a value of the target is right in the file as it is."""
+    match, given = scene.match(value), scene.pair.target.values.get(value)
+    if match is None or given is None:
+        return False
+    unit = scene.pair.ours.infos[match.source].unit
+    gap = relations.error(scene.pair.ours.values[match.source], np.asarray(given), match.relation, unit)
+    return bool(gap <= GROWTH * max(scene.pair.tolerance, match.error))
+
+
+def wrong_readers(scene: Scene, value: str) -> list[str] | None:
+    """The readers of a value whose results are wrong in the file; None when all are, so that all get a new one."""
+    graph, theirs = scene.pair.target.graph, scene.pair.target.values
+    readers = [graph.nodes[place] for place in graph.consumers.get(value, ())]
+    right = []
+    for node in readers:
+        known = [name for name in node.outputs if name in scene.healed.matches and name in theirs]
+        if known and all(right_in_file(scene, name) for name in known):
+            right.append(node.name)
+    if not right or len(right) == len(readers):
+        return None
+    wrong = [node.name for node in readers if node.name not in right]
+    return [*wrong, *([""] if value in graph.outputs else [])]

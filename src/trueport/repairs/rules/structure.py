@@ -136,7 +136,6 @@ def _missing(scene: Scene, twins: Twins, why: dict[str, None]) -> Iterator[Propo
     if finding.kind != "missing" or finding.source is None or finding.relation is None:
         return
     start = finding.target
-    readers = _wrong_readers(scene, start)
     tried: set[str] = set()
     for number, end in enumerate(twins.same(finding.source)):
         between = scene.pair.ours.graph.between(end, twins.known() - {twins.head(finding.source), *twins.same(end)})
@@ -153,8 +152,8 @@ def _missing(scene: Scene, twins: Twins, why: dict[str, None]) -> Iterator[Propo
         tried.add(str(made))
         shown = " and ".join(str(step["operator"]) for step in made)
         change: EditDict = {"kind": "insert", "value": start, "steps": made}
-        if readers is not None:
-            change["readers"] = readers
+        if twins.readers is not None:
+            change["readers"] = twins.readers
         reason = f"the source's {between[-1].shown} is missing here"
         where = _place(scene, start)
         edit = scene.edit(NAME, where, "nothing", shown, reason, change, **writer.arrays)
@@ -176,30 +175,6 @@ def _written(
     if before.order is not None and result.order is not None and len(before.order) == len(result.order):
         name = writer.arranged(result, before.order)
     return steps(writer, start, name)
-
-
-def _wrong_readers(scene: Scene, value: str) -> list[str] | None:
-    """The readers of a value whose results are wrong; None when all are, so that all get the new one."""
-    graph, theirs = scene.pair.target.graph, scene.pair.target.values
-    readers = [graph.nodes[place] for place in graph.consumers.get(value, ())]
-    right = []
-    for node in readers:
-        known = [name for name in node.outputs if name in scene.healed.matches and name in theirs]
-        if known and all(_agrees(scene, name) for name in known):
-            right.append(node.name)
-    if not right or len(right) == len(readers):
-        return None
-    wrong = [node.name for node in readers if node.name not in right]
-    return [*wrong, *([""] if value in graph.outputs else [])]
-
-
-def _agrees(scene: Scene, value: str) -> bool:
-    """Whether a value is right in the file as it is."""
-    match = scene.match(value)
-    if match is None:
-        return False
-    wanted, given = scene.pair.theirs.values.get(value), scene.pair.target.values.get(value)
-    return wanted is not None and given is not None and same(scene, wanted, given)
 
 
 def _place(scene: Scene, value: str) -> str:
