@@ -27,6 +27,7 @@ LAYERS = (
     ("conversion",),
     ("diagnosis",),
     ("repairs",),
+    ("opening",),
     ("results", "api"),
     ("report", "demo", "testing"),
     ("cli",),

@@ -13,9 +13,9 @@ import trueport
 from trueport.errors import TrueportError
 
 PUBLIC = {
-    "Artifact", "Cause", "Conversion", "Diagnosis", "Failure", "InternalError", "Ok", "Session", "Settings",
+    "Artifact", "Cause", "Conversion", "Diagnosis", "Edit", "Failure", "InternalError", "Ok", "Repair", "Session", "Settings",
     "Signature", "Suspect", "TensorSpec", "TrueportError", "UntrustedError", "UsageError", "Verdict", "Verification",
-    "__version__", "assert_faithful", "convert", "diagnose", "inspect", "verify",
+    "__version__", "assert_faithful", "convert", "diagnose", "inspect", "repair", "verify",
 }  # fmt: skip
 
 

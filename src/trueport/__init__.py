@@ -4,6 +4,7 @@
 
     result = trueport.convert("model.keras", to="tflite", inputs="val.npz")
     print(trueport.diagnose("model.keras", "other.tflite", inputs="val.npz").explanation)
+    print(trueport.repair("model.keras", "other.tflite", out="fixed.tflite", inputs="val.npz").status)
     trueport.assert_faithful("model.keras", "model.tflite")
 
 Names are loaded on first use, so that `import trueport` costs next to nothing.
@@ -15,13 +16,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trueport.api import assert_faithful, convert, diagnose, inspect, verify
+    from trueport.api import assert_faithful, convert, diagnose, inspect, repair, verify
     from trueport.artifact import Artifact, Signature, TensorSpec
     from trueport.compare.types import Verdict, Verification
     from trueport.conversion import Conversion
     from trueport.diagnosis.types import Cause, Diagnosis, Suspect
     from trueport.errors import InternalError, TrueportError, UntrustedError, UsageError
     from trueport.outcome import Failure, Ok
+    from trueport.repairs.types import Edit, Repair
     from trueport.session import Session, Settings
 
 __version__ = "0.1.0"
@@ -31,9 +33,11 @@ _HOME = {
     "Cause": "diagnosis.types",
     "Conversion": "conversion",
     "Diagnosis": "diagnosis.types",
+    "Edit": "repairs.types",
     "Failure": "outcome",
     "InternalError": "errors",
     "Ok": "outcome",
+    "Repair": "repairs.types",
     "Session": "session",
     "Settings": "session",
     "Signature": "artifact",
@@ -48,6 +52,7 @@ _HOME = {
     "convert": "api",
     "diagnose": "api",
     "inspect": "api",
+    "repair": "api",
     "verify": "api",
 }
 
@@ -56,9 +61,11 @@ __all__ = [
     "Cause",
     "Conversion",
     "Diagnosis",
+    "Edit",
     "Failure",
     "InternalError",
     "Ok",
+    "Repair",
     "Session",
     "Settings",
     "Signature",
@@ -74,6 +81,7 @@ __all__ = [
     "convert",
     "diagnose",
     "inspect",
+    "repair",
     "verify",
 ]
 

@@ -6,16 +6,14 @@ caller has loaded: those are saved once in the caller's process, and everything 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trueport import conversion, feeds, live, publish, tracing, verification
+from trueport import conversion, publish, tracing, verification
 from trueport import routes as planning
 from trueport.artifact import Artifact, Signature, offered
 from trueport.compare.types import Verdict, Verification
@@ -23,26 +21,15 @@ from trueport.conversion import Conversion
 from trueport.diagnosis import run
 from trueport.diagnosis.run import Request
 from trueport.diagnosis.types import Diagnosis
-from trueport.errors import BadModelError, UntrustedError, UsageError
+from trueport.errors import UsageError
 from trueport.feeds import Feeds
-from trueport.frameworks import torch as torch_framework
-from trueport.outcome import Failure, Kind, Ok, Stage
+from trueport.opening import Model, example_of, open_feeds, open_model, open_session, open_unseen
+from trueport.outcome import Failure, Kind
+from trueport.repairs import converted
+from trueport.repairs import run as mending
+from trueport.repairs.run import Budget
+from trueport.repairs.types import Repair
 from trueport.session import Progress, Session, Settings, formats, framework_of, runtime_toolchain
-
-FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-
-Model = Any
-"""A path, a `package.module:factory`, an `Artifact`, or a live object of a loaded framework."""
-
-
-@contextmanager
-def open_session(session: Session | None, settings: Settings, progress: Progress | None) -> Iterator[Session]:
-    """Use the caller's session, or one that ends with the call."""
-    if session is not None:
-        yield session
-        return
-    with Session(settings, progress or (lambda line: None)) as own:
-        yield own
 
 
 def convert(
@@ -63,6 +50,7 @@ def convert(
     task: str = "auto",
     check: bool = True,
     diagnose: bool = True,
+    repair: bool = True,
     max_routes: int = 6,
     settings: Settings = Settings(),  # noqa: B008 -- frozen
     session: Session | None = None,
@@ -79,10 +67,12 @@ def convert(
         precision: what the result shall be: "float32", "float16", "int8-dynamic" or "int8".
         check: False converts without verifying.
         diagnose: when the best result is not faithful, say where and why it is wrong.
+        repair: then also mend it; what is nearer to the source takes the place of the converted model at `out`.
+            Needs `check` and `diagnose`.
 
     Returns:
-        A `Conversion`; `.verification.verdict` is the answer, `.diagnosis` says why where it is not faithful, and
-        `.chosen` is None when no route succeeded.
+        A `Conversion`; `.verification.verdict` is the answer for what lies at `out`, `.diagnosis` says why where the
+        converters' result is not faithful, `.repair` what was changed, and `.chosen` is None when no route succeeded.
 
     Raises:
         UsageError: the request cannot be served; the message says how to mend it.
@@ -92,7 +82,7 @@ def convert(
     verification.check_request(task, precision)
     with open_session(session, settings, progress) as active:
         given_inputs = inputs if isinstance(inputs, Mapping) else None
-        example = _example(example_inputs or given_inputs or inputs, preprocess)
+        example = example_of(example_inputs or given_inputs or inputs, preprocess)
         model = open_model(active, source, source_format, checkpoint, example)
         chosen = parsed_routes(model, to, route=route, options=options, precision=precision)
         target = Path(out) if out is not None else default_output(source, model, to)
@@ -101,27 +91,16 @@ def convert(
         result = conversion.convert(
             active, model, chosen, given, out=target, check=check, task=task, max_routes=max_routes
         )
-        return _diagnosed(active, result, given, task) if diagnose else result
-
-
-def _diagnosed(active: Session, result: Conversion, given: Feeds, task: str) -> Conversion:
-    """Add the diagnosis of the kept model, where it is not faithful. The attempts tell which step made the fault."""
-    kept, judged = result.chosen, result.verification
-    if kept is None or kept.output is None or judged is None or judged.verdict == Verdict.FAITHFUL:
-        return result
-    loaded = verification.reference(active, result.source)
-    if isinstance(loaded, Failure):
-        raise verification.cannot_load(result.source, loaded)
-    others = tuple(attempt for attempt in result.attempts if attempt is not kept)
-    request = Request(budget=tracing_budget(active.settings.memory), attempt=kept, others=others)
-    precision = judged.declared_precision
-    try:
-        found = run.diagnose(
-            loaded.value, kept.output, given, precision=precision, task=task, verification=judged, request=request
-        )
-    except BadModelError as error:  # the file was made here, so what its framework says of it is a finding
-        found = Diagnosis(verification=judged, explanation=judged.reason, notes=(f"it cannot be diagnosed: {error}",))
-    return replace(result, diagnosis=found)
+        if not diagnose or not converted.unfaithful(result):
+            return result
+        loaded = verification.reference(active, model)
+        if isinstance(loaded, Failure):
+            raise verification.cannot_load(model, loaded)
+        budget = tracing_budget(active.settings.memory)
+        result = converted.diagnosed(loaded.value, result, given, task=task, budget=budget)
+        if not repair:
+            return result
+        return converted.repaired(loaded.value, result, given, unseen=open_unseen(active, model, inputs), task=task)
 
 
 def verify(
@@ -175,7 +154,7 @@ def _pair(
     formats: tuple[str | None, str | None],
 ) -> tuple[verification.Reference, Artifact, Feeds]:
     """Open both models and the inputs. Raises UsageError when one cannot be loaded."""
-    example = _example(example_inputs if example_inputs is not None else inputs, preprocess)
+    example = example_of(example_inputs if example_inputs is not None else inputs, preprocess)
     model = open_model(active, source, formats[0], checkpoint, example)
     twin = open_model(active, target, formats[1], None, example)
     given = open_feeds(active, model, inputs, labels=labels, preprocess=preprocess, limit=limit)
@@ -229,6 +208,84 @@ def diagnose(
         return run.diagnose(loaded, twin, given, precision=precision, task=task, request=request)
 
 
+def repair(
+    source: Model,
+    target: Model,
+    *,
+    out: str | Path | None = None,
+    inputs: str | Path | Mapping[str, np.ndarray] | Feeds | None = None,
+    labels: str | Path | None = None,
+    preprocess: str | None = None,
+    limit: int | None = None,
+    example_inputs: Any = None,
+    checkpoint: str | Path | None = None,
+    source_format: str | None = None,
+    target_format: str | None = None,
+    precision: str | None = None,
+    task: str = "auto",
+    seconds: float = mending.SECONDS,
+    attempts: int = mending.ATTEMPTS,
+    settings: Settings = Settings(),  # noqa: B008 -- frozen
+    session: Session | None = None,
+    progress: Progress | None = None,
+) -> Repair:
+    """Mend `target` in its own format until it computes what `source` computes; the other arguments are those of `verify`.
+
+    What comes out is proven on inputs that the search never saw: generated ones of another seed, or every second
+    sample of `inputs`. `target` is never written to.
+
+    Args:
+        out: where the mended model goes; by default `NAME.fixed.SUFFIX` in the current folder. Nothing is written there
+            unless it is nearer to the source.
+        seconds: time for the search, after which the best so far is taken.
+        attempts: changes that are tried, after which the best so far is taken.
+
+    Returns:
+        A `Repair`; `.status` is the answer, `.edits` what was changed, `.output` where the mended model lies.
+
+    Raises:
+        UsageError: the request cannot be served; the message says how to mend it.
+    """
+    verification.check_request(task, precision)
+    if not seconds > 0 or attempts < 1:
+        raise UsageError("a repair takes a number of seconds above 0 and at least 1 attempt")
+    with open_session(session, settings, progress) as active:
+        loaded, twin, given = _pair(
+            active,
+            source,
+            target,
+            inputs=inputs,
+            labels=labels,
+            preprocess=preprocess,
+            limit=limit,
+            example_inputs=example_inputs,
+            checkpoint=checkpoint,
+            formats=(source_format, target_format),
+        )
+        unseen = open_unseen(active, loaded.artifact, inputs)
+        made = mending.repair(
+            loaded,
+            twin,
+            given,
+            out=fixed_output(twin) if out is None else Path(out),
+            unseen=unseen,
+            precision=precision,
+            task=task,
+            budget=Budget(seconds=seconds, attempts=attempts),
+        )
+        if made.after is None or made.artifact is None:
+            return made
+        declared = made.after.declared_precision
+        again = verification.rerun_command(active, loaded.artifact, made.artifact, unseen or given, declared)
+        return replace(made, after=replace(made.after, rerun=again))
+
+
+def fixed_output(target: Artifact) -> Path:
+    """Return `NAME.fixed.SUFFIX` in the current folder."""
+    suffix = framework_of(target.format).SUFFIXES[target.format]
+    return Path(f"{target.path.stem if suffix else target.path.name}.fixed{suffix}")
+
+
 def tracing_budget(memory: float | None) -> int:
     """Bytes of values held at a time: a quarter of what a job may use, since a framework keeps copies of its own."""
     return tracing.BUDGET if memory is None else max(2**20, min(tracing.BUDGET, int(memory / 4)))
@@ -257,150 +314,6 @@ def inspect(
         if isinstance(signature, Failure):
             raise verification.cannot_load(artifact, signature)
         return artifact, signature.value
-
-
-def open_model(
-    session: Session, model: Model, format: str | None, checkpoint: str | Path | None, example: Any
-) -> Artifact:
-    """Make an Artifact of whatever the caller calls a model."""
-    if isinstance(model, Artifact):
-        return model
-    if format is not None:
-        framework_of(format)
-    if isinstance(model, str) and FACTORY.match(model) and not Path(model).exists():
-        return _materialise(session, model, checkpoint, example)
-    if isinstance(model, (str, Path)):
-        path = Path(model)
-        if checkpoint is not None:
-            raise UsageError("--checkpoint goes with package.module:factory, not with a model file")
-        _refuse_checkpoint(path)
-        made_by = {} if session.settings.python is None else {"python": str(session.settings.python)}
-        return Artifact.open(path, format=format, made_by=made_by)
-    folder = session.pool.fresh_folder("live")
-    notes: list[str] = []
-    path, found, versions = live.save_live(model, example, folder, note=notes.append)
-    return Artifact.open(Path(path), format=found, made_by={"versions": dict(versions), "notes": notes})
-
-
-def _refuse_checkpoint(path: Path) -> None:
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        kind = torch_framework.checkpoint_kind(file.read(1 << 16), path)
-    if kind is not None:
-        raise UsageError(
-            f"{path} holds only weights ({kind}): name the architecture as package.module:factory "
-            f"and give this file with --checkpoint"
-        )
-
-
-def _materialise(session: Session, factory: str, checkpoint: str | Path | None, example: Any) -> Artifact:
-    if not session.settings.trust:
-        raise UntrustedError(f"{factory} is code that would be run; allow that with --trust")
-    if checkpoint is not None and not Path(checkpoint).is_file():
-        raise UsageError(f"{checkpoint}: no such file")
-    variant_python = session.settings.python
-    environment = session.environment("torch", variant=None if variant_python is None else _own(variant_python))
-    if isinstance(environment, Failure):
-        raise UsageError(environment.message)
-    out = session.pool.fresh_folder("factory") / f"{factory.rpartition(':')[2]}.pt2"
-    arguments = {
-        "factory": factory,
-        "checkpoint": None if checkpoint is None else str(Path(checkpoint).absolute()),
-        "example": _example_arrays(example),
-        "out": str(out),
-        "paths": [str(Path.cwd()), *session.settings.paths],
-        "trust": True,
-    }
-    done = session.call(environment.value, torch_framework, "materialise", arguments, stage=Stage.LOAD)
-    if isinstance(done, Failure):
-        cure = " (see the log)" if done.kind == Kind.CRASHED else ""
-        raise UsageError(f"{factory} does not give a usable model ({done.kind}): {done.message}{cure}")
-    made = out if out.exists() else out.with_suffix(".pt")
-    extra: dict[str, Any] = {} if variant_python is None else {"python": str(variant_python)}
-    extra["notes"] = list(done.value.value["meta"].get("notes", ()))
-    if checkpoint is not None:
-        extra["checkpoint"] = str(Path(checkpoint).absolute())
-    return Artifact.open(made, made_by={"factory": factory, "versions": dict(done.value.versions), **extra})
-
-
-def _own(python: Path) -> Any:
-    from trueport.envs import Variant
-
-    return Variant(python=python)
-
-
-def _example(given: Any, preprocess: str | None) -> Any:
-    """Return what to trace a model with: of a folder of pictures the first one, preprocessed, else what was given."""
-    if not isinstance(given, (str, Path)) or not Path(given).is_dir():
-        return given
-    picture = feeds.first_picture(Path(given), preprocess)
-    return None if picture is None else (picture,)
-
-
-def _example_arrays(example: Any) -> dict[str, np.ndarray] | list[np.ndarray] | None:
-    """Return one sample of each array of an .npz, or of a mapping: enough to trace a model with."""
-    if isinstance(example, (list, tuple)):
-        return [np.asarray(value) for value in example]
-    if isinstance(example, Feeds):
-        return {name: np.array(array[0]) for name, array in example.cases[0].inputs.items()}
-    if isinstance(example, Mapping):
-        return {name: np.asarray(array)[:1] for name, array in example.items()}
-    if isinstance(example, (str, Path)) and Path(example).suffix in (".npz", ".npy"):
-        arrays = feeds.peek(Path(example))
-        return list(arrays.values()) if Path(example).suffix == ".npy" else arrays  # a single array has no name
-    return None
-
-
-def open_feeds(
-    session: Session,
-    model: Artifact,
-    inputs: str | Path | Mapping[str, np.ndarray] | Feeds | None,
-    *,
-    labels: str | Path | None = None,
-    preprocess: str | None = None,
-    limit: int | None = None,
-) -> Feeds:
-    """Read or generate the inputs, in the source's layout."""
-    if isinstance(inputs, Feeds):
-        return inputs
-    signature = session.signature(model)
-    if isinstance(signature, Failure):
-        raise verification.cannot_load(model, signature)
-    if inputs is None:
-        if labels is not None:
-            raise UsageError("--labels needs --inputs: generated inputs have no labels")
-        return _generated(session, model, signature.value)
-    if isinstance(inputs, Mapping):
-        return feeds.from_arrays(inputs, signature.value, seed=session.settings.seed)
-    return replace(
-        feeds.load(
-            Path(inputs),
-            signature.value,
-            preprocess=preprocess,
-            limit=limit,
-            labels=None if labels is None else Path(labels),
-        ),
-        seed=session.settings.seed,
-    )
-
-
-SPANS = (9, 3, 1, 0)
-"""Spans of free integers that are tried, largest first: indices into something whose size the graph does not show."""
-
-
-def _generated(session: Session, model: Artifact, signature: Signature) -> Feeds:
-    """Generate inputs; integers whose legal range is unknown span as much as the source itself takes."""
-    first = feeds.generate(signature, seed=session.settings.seed)
-    if not feeds.has_free_integers(signature):
-        return first
-    for span in SPANS:
-        given = feeds.generate(signature, seed=session.settings.seed, ids=span)
-        ran = session.run(model, given.of_kind("data"))
-        if isinstance(ran, Ok) and not ran.value.failures:
-            session.release(ran.value)
-            return given
-    return first  # it fails for another reason, which the verdict will tell
 
 
 def parsed_routes(

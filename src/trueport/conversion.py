@@ -88,8 +88,9 @@ class Attempt:
 class Conversion:
     """`trueport/convert/1`: every attempt, and the one whose model was kept (None: no route succeeded).
 
-    diagnosis: the `Diagnosis` of the kept model, where it is not faithful and one was asked for. It is made in a layer
-    above this one, which is why its type cannot stand here.
+    diagnosis: the `Diagnosis` of the kept model, where it is not faithful and one was asked for. repair: the `Repair` of
+    it, and delivered: the verification of what lies at `output` since, where that is no longer what `chosen` gave. They
+    are made in layers above this one, which is why their types cannot stand here.
     """
 
     source: Artifact
@@ -98,10 +99,14 @@ class Conversion:
     chosen: Attempt | None
     output: Path | None
     diagnosis: Any = None
+    repair: Any = None
+    delivered: Verification | None = None
 
     @property
     def verification(self) -> Verification | None:
-        """The kept model against the original source; None without one, or when verification was switched off."""
+        """The model at `output` against the original source; None without one, or when verification was switched off."""
+        if self.delivered is not None:
+            return self.delivered
         return self.chosen.verification if self.chosen is not None else None
 
 

@@ -16,10 +16,14 @@ from trueport.diagnosis import known
 from trueport.diagnosis.types import Diagnosis
 from trueport.errors import UsageError
 from trueport.outcome import Failure
+from trueport.repairs.explanation import reasons
+from trueport.repairs.types import Repair
 
 VERIFY = "trueport/verify/1"
 CONVERT = "trueport/convert/1"
 DIAGNOSE = "trueport/diagnose/1"
+REPAIR = "trueport/repair/1"
+KINDS = (VERIFY, CONVERT, DIAGNOSE, REPAIR)
 
 Document = dict[str, Any]
 
@@ -65,9 +69,38 @@ def diagnosing(line: str) -> str:
     return shlex.join([program, "diagnose" if command == "verify" else command, *rest])
 
 
+def repair_document(result: Repair, *, rerun: Sequence[str] = ()) -> Document:
+    """Return the `trueport/repair/1` document. rerun: the command that made it."""
+    return {
+        "format": REPAIR,
+        "status": str(result.status),
+        "source": result.source.to_json(),
+        "target": result.target.to_json(),
+        "output": None if result.output is None else str(result.output),
+        "edits": [{**edit.to_json(), "step": number} for number, group in enumerate(result.steps, 1) for edit in group],
+        "attempts": len(result.attempts),
+        "before": verify_document(result.before),
+        "after": None if result.after is None else verify_document(result.after),
+        "explanation": result.explanation,
+        "suspects": [suspect.to_json() for suspect in result.suspects],
+        "refused": reasons(result),
+        "tried": [attempt.to_json() for attempt in result.attempts],
+        "command": result.command,
+        "interrupted": result.interrupted,
+        "notes": list(result.notes),
+        "timings": {name: round(seconds, 4) for name, seconds in result.timings.items()},
+        "rerun": list(rerun),
+    }
+
+
 def convert_document(result: Conversion, *, rerun: str) -> Document:
-    """Return the `trueport/convert/1` document. `diagnose` is null for a faithful result, `repair` until something asks."""
-    verification = result.verification
+    """Return the `trueport/convert/1` document. `diagnose` and `repair` are null for a result that was faithful at once.
+
+    Both speak of the model as the converters made it; `verify` is of the model that lies at `output`.
+    """
+    verification, repaired = result.verification, result.repair
+    replaced = repaired is not None and repaired.output is not None
+    diagnosed = [shlex.join([*shlex.split(rerun), "--no-repair"])] if replaced else None
     return {
         "format": CONVERT,
         "status": "failed" if result.chosen is None else "ok",
@@ -77,8 +110,8 @@ def convert_document(result: Conversion, *, rerun: str) -> Document:
         "tried": [_attempt(attempt) for attempt in result.attempts],
         "output": None if result.output is None else str(result.output.absolute()),
         "verify": None if verification is None else verify_document(verification),
-        "diagnose": None if result.diagnosis is None else diagnose_document(result.diagnosis),
-        "repair": None,
+        "diagnose": None if result.diagnosis is None else diagnose_document(result.diagnosis, rerun=diagnosed),
+        "repair": None if repaired is None else repair_document(repaired, rerun=[rerun]),
         "rerun": [rerun],
     }
 
@@ -158,8 +191,8 @@ def read(path: Path) -> Document:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is not a stored result: {error}") from error
-    if not isinstance(document, dict) or document.get("format") not in (VERIFY, CONVERT, DIAGNOSE):
-        known_kinds = ", ".join((VERIFY, CONVERT, DIAGNOSE))
+    if not isinstance(document, dict) or document.get("format") not in KINDS:
+        known_kinds = ", ".join(KINDS)
         raise UsageError(f"{path} is not a stored result of a kind that this version knows ({known_kinds})")
     name = document["format"].split("/")[1]
     missing = [key for key in schema(name)["required"] if key not in document]
@@ -169,7 +202,7 @@ def read(path: Path) -> Document:
 
 
 def schema(name: str) -> Document:
-    """Return the published JSON schema of a document kind: "verify", "convert" or "diagnose"."""
+    """Return the published JSON schema of a document kind: "verify", "convert", "diagnose" or "repair"."""
     text = (resources.files("trueport") / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8")
     loaded: Document = json.loads(text)
     return loaded

@@ -51,8 +51,8 @@ def converted(folder):
     """name -> (finished process, document) of `trueport convert`."""
     runs = {
         "ok": [],
-        "deviates": ["--option", "fake-copy.misbehave=perturb:30"],
-        "nan": ["--option", "fake-copy.misbehave=nan"],
+        "deviates": ["--no-repair", "--option", "fake-copy.misbehave=perturb:30"],
+        "nan": ["--no-repair", "--option", "fake-copy.misbehave=nan"],
         "failed": ["--option", "fake-copy.misbehave=raise:it | breaks\non *two* lines"],
         "unverified": ["--no-verify"],
         "lower": ["--precision", "float16"],
@@ -146,7 +146,7 @@ def stable(document):
     "words", [["verify", "model.fake", "deviates.fake"], ["convert", "model.fake", "--to", "fake"]]
 )
 def test_two_runs_give_the_same_document(folder, words):
-    more = ["-o", "same.fake", "--option", "fake-copy.misbehave=perturb:5"] if words[0] == "convert" else []
+    more = ["-o", "same.fake", "--no-repair", "--option", "fake-copy.misbehave=perturb:5"] if words[0] == "convert" else []
     texts = []
     for _ in range(2):
         done = trueport(*words, *more, "--json", "-", "--seed", "7", cwd=folder)
@@ -248,7 +248,7 @@ def test_version_and_help(folder):
 
     assert trueport("--version", cwd=folder).stdout == f"trueport {__version__}\n"
     help_text = trueport("--help", cwd=folder).stdout
-    for command in ("demo", "convert", "verify", "diagnose", "inspect", "routes", "envs", "report", "doctor"):
+    for command in ("demo", "convert", "verify", "diagnose", "repair", "inspect", "routes", "envs", "report", "doctor"):
         assert re.search(rf"^\s+{command}\s", help_text, flags=re.M), command
 
 

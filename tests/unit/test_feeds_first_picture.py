@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trueport import api
+from trueport import opening
 from trueport.errors import UsageError
 from trueport.feeds import first_picture
 
@@ -42,11 +42,11 @@ def test_a_wrong_description_is_told(folder):
 
 def test_an_example_without_a_name_is_given_by_position(folder, tmp_path):
     np.save(tmp_path / "x.npy", np.arange(12, dtype=np.float32).reshape(4, 3))
-    for given in (tmp_path / "x.npy", api._example(folder, "size=2x3")):
-        example = api._example_arrays(given)
+    for given in (tmp_path / "x.npy", opening.example_of(folder, "size=2x3")):
+        example = opening.example_arrays(given)
         assert isinstance(example, list)
         assert len(example) == 1
         assert example[0].shape[0] == 1
     np.savez(tmp_path / "x.npz", image=np.zeros((4, 3), np.float32))
-    assert set(api._example_arrays(tmp_path / "x.npz")) == {"image"}
-    assert api._example(tmp_path / "x.npz", "size=2x3") == tmp_path / "x.npz"
+    assert set(opening.example_arrays(tmp_path / "x.npz")) == {"image"}
+    assert opening.example_of(tmp_path / "x.npz", "size=2x3") == tmp_path / "x.npz"

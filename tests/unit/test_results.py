@@ -64,7 +64,7 @@ def test_text_stays_readable():
     assert "Größe" in results.dumps({"x": "Größe"})
 
 
-@pytest.mark.parametrize("name", ["verify", "convert", "diagnose"])
+@pytest.mark.parametrize("name", ["verify", "convert", "diagnose", "repair"])
 def test_the_schemas_are_schemas_and_refuse_other_documents(name):
     import jsonschema
 
@@ -78,12 +78,11 @@ def test_the_schemas_are_schemas_and_refuse_other_documents(name):
 
 def test_what_schemas_share_they_say_alike():
     """Each schema stands alone, so that a validator needs one file; the copies must not drift apart."""
-    verify, convert, diagnose = (results.schema(name) for name in ("verify", "convert", "diagnose"))
-    for name, shape in diagnose["$defs"].items():
-        assert convert["$defs"][name] == shape, name
-    for name, shape in verify["$defs"].items():
-        assert convert["$defs"][name] == shape, name
-    for whole, part in ((verify, "verify"), (diagnose, "diagnose")):
+    convert = results.schema("convert")
+    for part in ("verify", "diagnose", "repair"):
+        whole = results.schema(part)
+        for name, shape in whole["$defs"].items():
+            assert convert["$defs"][name] == shape, name
         assert {key: whole[key] for key in convert["$defs"][part]} == convert["$defs"][part]
 
 
@@ -95,7 +94,7 @@ def test_a_file_that_is_no_result_is_refused(tmp_path, text):
         results.read(path)
 
 
-@pytest.mark.parametrize("form", [results.VERIFY, results.CONVERT, results.DIAGNOSE])
+@pytest.mark.parametrize("form", results.KINDS)
 def test_a_file_that_only_claims_to_be_a_result_is_refused(tmp_path, form):
     path = tmp_path / "r.json"
     path.write_text(json.dumps({"format": form}))

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from trueport import __version__
-from trueport.cli import convert, demo, diagnose, doctor, envs, inspect, report, routes, verify
+from trueport.cli import convert, demo, diagnose, doctor, envs, inspect, repair, report, routes, verify
 from trueport.cli._output import stderr
 from trueport.errors import InternalError, TrueportError
 
@@ -46,6 +46,7 @@ app.command("demo")(demo.demo)
 app.command("convert")(convert.convert)
 app.command("verify")(verify.verify)
 app.command("diagnose")(diagnose.diagnose)
+app.command("repair")(repair.repair)
 app.command("inspect")(inspect.inspect)
 app.command("routes")(routes.routes)
 app.add_typer(envs.app, name="envs")

@@ -69,6 +69,14 @@ TargetFormat = Annotated[
 ]
 
 
+def check_budget(seconds: float, attempts: int) -> None:
+    """Make sure that a search may begin at all. Raises UsageError."""
+    if not seconds > 0:
+        raise UsageError("--seconds takes a number of seconds above 0")
+    if attempts < 1:
+        raise UsageError("--attempts takes a number of at least 1")
+
+
 def settings(
     *,
     seed: int = 0,

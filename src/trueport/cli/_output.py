@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from trueport import publish, results
-from trueport.report import REPORTERS, terminal
+from trueport.report import REPORTERS, terminal, wording
 from trueport.results import Document
 from trueport.session import Progress
 
@@ -73,7 +73,12 @@ def write_report(document: Document, folder: Path, forms: tuple[str, ...]) -> No
 
 
 def exit_code(document: Document) -> int:
-    """0 faithful or done, 1 done and not faithful, 4 no route succeeded."""
+    """0 faithful or done, 1 done and not faithful, 4 no route succeeded, 130 ended by ^C with the best so far."""
+    repair = wording.repair(document)
+    if repair is not None and repair["interrupted"]:
+        return 130
+    if repair is document:
+        return 0 if repair["status"] in ("repaired", "not-needed") else 1
     if document.get("status") == "failed":
         return 4
     verify = document.get("verify", document)

@@ -1,4 +1,4 @@
-"""`trueport convert`: plan a route, convert hop by hop, verify every hop, report."""
+"""`trueport convert`: plan a route, convert hop by hop, verify every hop, mend what is not faithful, report."""
 
 from __future__ import annotations
 
@@ -36,7 +36,18 @@ def convert(
     max_routes: Annotated[int, typer.Option(min=1, help="How many routes to try.")] = 6,
     check: Annotated[bool, typer.Option("--verify/--no-verify", help="Verify every hop.")] = True,
     diagnose: Annotated[
-        bool, typer.Option("--diagnose/--no-diagnose", help="Say where and why the result is not faithful.")
+        bool,
+        typer.Option(
+            "--diagnose/--no-diagnose",
+            help="Say where and why the result is not faithful; without it no repair either.",
+        ),
+    ] = True,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair/--no-repair",
+            help="Mend the best result when no route gives a faithful one, and put it in its place.",
+        ),
     ] = True,
     checkpoint: options.Checkpoint = None,
     source_format: options.SourceFormat = None,
@@ -55,7 +66,9 @@ def convert(
 ) -> None:
     """Convert SOURCE to a format, verify every hop against the source, and leave the best result at OUT.
 
-    Exit code 0: faithful. 1: converted, but not faithful. 4: no route succeeded.
+    When no route gives a faithful model the best one is diagnosed and repaired.
+
+    Exit code 0: faithful, be it after a repair. 1: converted, but not faithful. 4: no route succeeded.
     """
     settings = options.settings(
         seed=seed,
@@ -85,6 +98,7 @@ def convert(
             task=task,
             check=check,
             diagnose=diagnose,
+            repair=repair,
             max_routes=max_routes,
             settings=settings,
             progress=progress,

@@ -18,12 +18,14 @@ from typing import Any, Callable
 
 import numpy as np
 
+from trueport.frameworks import _fake_edit as editing
 from trueport.frameworks import _fake_faults as faults
 from trueport.frameworks._base import (
     Arrays,
     BadModel,
     ConvertContext,
     ConvertReply,
+    EditDict,
     Emit,
     GraphDict,
     NodeDict,
@@ -39,6 +41,8 @@ FORMATS = {"fake": "fake"}
 SUFFIXES = {"fake": ".fake"}
 VARIANTS = ("default", "reversed-sum")
 PRECISIONS = ("float32", "float64", "float16")
+EDITS = tuple(editing.KINDS)
+EDIT_FILES = ("_fake_edit",)
 MAGIC = "trueport-fake"
 STEPS = (
     Step(
@@ -259,6 +263,13 @@ def parameters(path: str, emit: Emit, *, trust: bool) -> dict[str, Any]:
     return {}
 
 
+def edit(path: str, edits: Sequence[EditDict], arrays: Arrays, out: str, *, trust: bool) -> dict[str, Any]:
+    """Write a copy of the model at `out` with the edits applied; its faults stay."""
+    _open(path, "edit", trust)
+    editing.apply(path, edits, arrays, out)
+    return {"notes": []}
+
+
 def convert(step: str, source: str, out: str, options: Mapping[str, Any], context: ConvertContext) -> ConvertReply:
     """Copy the model to `out`, without its faults, and misbehave as asked."""
     asked = [item for item in str(options.get("misbehave", "")).split(",") if item]
@@ -285,7 +296,7 @@ def network(
     random = np.random.default_rng(seed)
     given = [f"x{index}" for index in range(inputs)]
     constants = {
-        name: _as_constant(random.standard_normal(shape).astype(np.float32))
+        name: editing.constant(random.standard_normal(shape).astype(np.float32))
         for name, shape in (
             ("w1", (features, hidden)),
             ("b1", (hidden,)),
@@ -406,10 +417,6 @@ def _constant(item: Mapping[str, Any]) -> np.ndarray:
     return np.array(item["data"], dtype=item["dtype"]).reshape(item["shape"])
 
 
-def _as_constant(array: np.ndarray) -> dict[str, Any]:
-    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": array.tolist()}
-
-
 def _rounded(item: Mapping[str, Any]) -> dict[str, Any]:
     array = _constant(item)
-    return _as_constant(array.astype(np.float16).astype(array.dtype) if array.dtype.kind == "f" else array)
+    return editing.constant(array.astype(np.float16).astype(array.dtype) if array.dtype.kind == "f" else array)

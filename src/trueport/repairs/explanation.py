@@ -15,11 +15,11 @@ def compose(made: Repair) -> str:
     if made.status is Status.NOT_NEEDED:
         return f"{name} is faithful to {made.source.path.name} as it is; nothing was changed."
     if made.status is Status.UNREPAIRED:
-        tried = f"{len(made.attempts)} changes were tried" if made.attempts else "no rule had a change to offer"
-        why = "".join(f" {rule}: {_sentence(reason)}" for rule, reason in made.refused.items())
-        return f"{name} could not be mended: {tried}, and none brought it nearer to {made.source.path.name}.{why}"
-    count = len(made.edits)
-    how = f"{count} change{'s' if count != 1 else ''}"
+        tried = f"{_changes(len(made.attempts), 'was', 'were')} tried" if made.attempts else "no rule had one to offer"
+        stopped = " before the search was interrupted" if made.interrupted else ""
+        none = ", and none brought it nearer" if made.attempts else ""
+        return f"{name} could not be mended to compute what {made.source.path.name} computes: {tried}{stopped}{none}."
+    how = _changes(len(made.edits))
     if made.status is Status.REPAIRED:
         head = f"{name} is faithful after {how}: on inputs that the search never saw the deviation falls from {before} to {after}."
     else:
@@ -32,8 +32,19 @@ def _told(edit: Edit) -> str:
     return f"{edit.where}: {edit.before} → {edit.after} ({edit.reason})."
 
 
-def _sentence(text: str) -> str:
-    return text if text.endswith(".") else f"{text}."
+def reasons(made: Repair) -> dict[str, str]:
+    """Rule -> why it mends nothing: that it has nothing to offer, or what came of the changes that it offered."""
+    kept = {edit.rule for edit in made.edits}
+    found = {rule: reason for rule, reason in made.refused.items() if rule not in kept}
+    for rule in dict.fromkeys(attempt.rule for attempt in made.attempts):
+        ends = [attempt.why for attempt in made.attempts if attempt.rule == rule]
+        if rule not in kept:
+            found[rule] = f"{_changes(len(ends))} tried: {'; '.join(dict.fromkeys(ends))}"
+    return found
+
+
+def _changes(count: int, one: str = "", many: str = "") -> str:
+    return f"{count} change{'' if count == 1 else 's'} {one if count == 1 else many}".rstrip()
 
 
 def _ratio(verification: Verification) -> str:

@@ -39,6 +39,9 @@ def _environment() -> jinja2.Environment:
         "step": wording.step,
         "alignment": wording.alignment,
         "outcome": wording.outcome,
+        "before_after": wording.before_after,
+        "changes": wording.changes,
+        "unmended": wording.unmended,
     }
     environment.filters.update(filters)
     return environment
@@ -56,6 +59,9 @@ def render(document: Document) -> str:
             document=document,
             verify=verify,
             diagnosis=wording.diagnosis(document),
+            repair=wording.repair(document),
+            within=not wording.is_repair(document),
+            reason=wording.reason(document),
             state=state,
             sentence=sentence,
             mark=wording.MARKS[state],

@@ -11,16 +11,19 @@ def render(document: Document) -> str:
     state, sentence = wording.headline(document)
     lines = [f"## {wording.MARKS[state]} {state.upper()}: {sentence}", ""]
     verify, diagnosis = wording.verification(document), wording.diagnosis(document)
-    if verify is not None:
-        lines += [verify["reason"], ""]
-    if "tried" in document:
+    mended = wording.repair(document)
+    if verify is not None and mended is not document:
+        lines += [wording.reason(document), ""]
+    if "route" in document:
         lines += _routes(document)
     if diagnosis is not None:
         lines += _diagnosis(diagnosis)
+    if mended is not None:
+        lines += _repair(mended, within=mended is not document)
     if verify is not None:
         lines += _outputs(verify) + _decisions(verify)
         lines += [f"- {note}" for note in verify["notes"]]
-        again = document["rerun"] if wording.is_diagnosis(document) else verify["rerun"]
+        again = document["rerun"] if wording.is_diagnosis(document) or mended is document else verify["rerun"]
         lines += ["", "Run again:", "", "```sh", *again, "```"]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -76,6 +79,43 @@ def _diagnosis(diagnosis: Document) -> list[str]:
     if diagnosis["alignment"]:
         lines.append(f"- {wording.alignment(diagnosis['alignment'])}")
     return [*lines, *(f"- {note}" for note in diagnosis["notes"]), ""]
+
+
+def _repair(mended: Document, *, within: bool) -> list[str]:
+    """`within`: inside a conversion, whose diagnosis says what was wrong."""
+    lines = ["### Repair", ""]
+    if within:
+        state, sentence = wording.headline(mended)
+        lines += [f"{wording.MARKS[state]} {state.upper()}: {sentence}", ""]
+    elif mended["suspects"]:
+        lines += ["#### What was wrong", "", "| # | place | cause | what | source | target |", "|" + "---|" * 6]
+        for suspect in mended["suspects"]:
+            detail = suspect["detail"]
+            values = wording.plain(detail["source_value"]), wording.plain(detail["target_value"])
+            lines.append(_row(suspect["rank"], wording.place(suspect), suspect["cause"], detail["what"], *values))
+        lines.append("")
+    if mended["edits"]:
+        lines += ["#### What was changed", "", "| # | rule | change | place | was | is now | why |", "|" + "---|" * 7]
+        for number, edit in enumerate(mended["edits"], 1):
+            values = wording.plain(edit["before"]), wording.plain(edit["after"])
+            lines.append(_row(number, edit["rule"], edit["kind"], edit["where"], *values, edit["reason"]))
+        lines.append("")
+    if wording.before_after(mended):
+        lines += ["#### Before and after", "", "| output | before | ratio | after | ratio |", "|" + "---|" * 5]
+        for name, *sides in wording.before_after(mended):
+            cells = [("–", "–") if one is None else (one["verdict"], wording.number(one["ratio"])) for one in sides]
+            lines.append(_row(name, *cells[0], *cells[1]))
+        lines.append("")
+    lines += [" ".join(mended["explanation"].split()), ""]
+    if wording.unmended(mended):
+        lines += [*(f"- {rule}: {why}" for rule, why in mended["refused"].items()), ""]
+    if mended["command"]:
+        lines += ["Another way:", "", "```sh", mended["command"], "```", ""]
+    return [*lines, *(f"- {note}" for note in mended["notes"]), ""]
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
 
 
 def _issue(issue: Document) -> str:

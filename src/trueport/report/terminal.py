@@ -18,7 +18,14 @@ STYLES = {
     "flaky": "bold yellow",
     "unverified": "bold yellow",
     "converted": "yellow",
+    "repaired": "bold green",
+    "not-needed": "bold green",
+    "improved": "bold yellow",
+    "unrepaired": "bold red",
 }
+
+MOST = 12
+"""Changes that are listed; the JSON document has them all."""
 
 
 def show(document: Document, console: Console) -> None:
@@ -28,14 +35,27 @@ def show(document: Document, console: Console) -> None:
         _verdict(document, console)
         _diagnosis(document, console)
         return
-    if "tried" in document:
+    mended = wording.repair(document)
+    if mended is not None and mended is document:
+        _verdict(document, console)
+        _repair(document, console)
+        _next(document, console)
+        return
+    if "route" in document:
         _routes(document, console)
+    if mended is not None and mended["output"]:
+        _as_made(diagnosis, mended, console)
+        diagnosis = mended = None
     if verify is not None:
         _outputs(verify, console)
         _decisions(verify, console)
         _notes(verify["notes"], console)
     if diagnosis is not None:
         _diagnosis(diagnosis, console)
+        console.print()
+    if mended is not None:
+        _verdict(mended, console)
+        _repair(mended, console)
         console.print()
     _verdict(document, console)
     if document.get("output"):
@@ -44,6 +64,9 @@ def show(document: Document, console: Console) -> None:
 
 def show_line(document: Document, console: Console) -> None:
     """Print the verdict and its reason, of a diagnosis the first suspect, in one line."""
+    if wording.is_repair(document) and document["output"]:
+        _verdict(document, console, f"{wording.changes(len(document['edits']))}, written to {document['output']}")
+        return
     diagnosis = wording.diagnosis(document) if wording.is_diagnosis(document) else None
     if diagnosis is None or not diagnosis["suspects"]:
         _verdict(document, console)
@@ -55,12 +78,11 @@ def show_line(document: Document, console: Console) -> None:
 def _verdict(document: Document, console: Console, said: str = "") -> None:
     """Print the verdict, and what is `said` of it: its reason, when that is nothing."""
     verify = wording.verification(document)
-    state, sentence = wording.headline(document)
+    state, _ = wording.headline(document)
     line = Text(f"{wording.MARKS[state]} {state.upper()}", style=STYLES[state])
     if verify is not None and verify["declared_precision"] != "float32":
         line.append(f" at {verify['declared_precision']}")
-    reason = verify["reason"] if verify is not None else sentence
-    line.append(f"  {said or reason}", style="not bold")
+    line.append(f"  {said or wording.reason(document)}", style="not bold")
     console.print(line)
 
 
@@ -143,6 +165,74 @@ def _side_by_side(suspect: Document, console: Console) -> None:
     table.add_row(*(Text(wording.plain(detail[f"{side}_value"])) for side in ("source", "target")))
     console.print(table)
     console.print()
+
+
+# -- repair ----------------------------------------------------------------------------------------------------------
+
+
+def _as_made(diagnosis: Document | None, mended: Document, console: Console) -> None:
+    """Print what was wrong with the model as the converters made it, and what was changed in it."""
+    if diagnosis is not None:
+        console.print(Text("As the converters made it:", style="bold"))
+        _diagnosis(diagnosis, console)
+        console.print()
+    _verdict(mended, console)
+    _repair(mended, console)
+    console.print()
+
+
+def _repair(mended: Document, console: Console) -> None:
+    """Print the outputs before and after, the changes, and the paragraph."""
+    console.print()
+    rows = wording.before_after(mended)
+    if rows:
+        table = _table(("output", ""), ("before", ""), ("ratio", "right"), ("after", ""), ("ratio", "right"))
+        for name, before, after in rows:
+            table.add_row(Text(name), *_judged(before), *_judged(after))
+        console.print(table)
+        console.print()
+    if mended["edits"]:
+        _edits(mended["edits"], console)
+    console.print(Text(mended["explanation"]))
+    if wording.unmended(mended):
+        grid = _grid()
+        for rule, why in mended["refused"].items():
+            grid.add_row(Text(rule, style="dim"), Text(why))
+        console.print()
+        console.print(grid)
+    _notes(mended["notes"], console)
+
+
+def _judged(output: Document | None) -> tuple[Text, str]:
+    if output is None:
+        return Text("–", style="dim"), ""
+    return Text(output["verdict"], style=STYLES[output["verdict"]]), wording.number(output["ratio"])
+
+
+def _edits(edits: list[Document], console: Console) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim", show_edge=False, expand=True)
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("change", no_wrap=True)
+    for name, share in (("place", 3), ("was", 4), ("is now", 4)):
+        table.add_column(name, overflow="fold", ratio=share)
+    for number, edit in enumerate(edits[:MOST], 1):
+        cells = edit["where"], wording.plain(edit["before"]), wording.plain(edit["after"])
+        table.add_row(str(number), edit["kind"], *map(Text, cells))
+    console.print(table)
+    if len(edits) > MOST:
+        console.print(Text(f"and {len(edits) - MOST} more; the JSON document has them all", style="dim"))
+    console.print()
+
+
+def _next(mended: Document, console: Console) -> None:
+    """Print where the mended model lies, and the commands to go on with, each in one line to be copied."""
+    lines = [f"written to {mended['output']}"] if mended["output"] else []
+    lines += [f"verify it: {line}" for line in (mended["after"] or {"rerun": []})["rerun"]]
+    lines += [f"another way: {mended['command']}"] if mended["command"] else []
+    if lines:
+        console.print()
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
 
 
 def _routes(document: Document, console: Console) -> None:

@@ -15,9 +15,24 @@ HEADLINES = {
     "flaky": "A model gives different answers to the same question, so nothing is proven.",
     "failed": "No route succeeded.",
     "unverified": "Converted, not verified.",
+    "repaired": "The changed target computes what the source computes, on inputs that the search never saw too.",
+    "improved": "The changed target is nearer to the source, and still not faithful.",
+    "unrepaired": "Nothing was found that brings the target nearer to the source; nothing was written.",
+    "not-needed": "The target computes what the source computes as it is; nothing was changed.",
 }
 
-MARKS = {"faithful": "✓", "deviates": "✗", "incomparable": "?", "flaky": "~", "failed": "✗", "unverified": "?"}
+MARKS = {
+    "faithful": "✓",
+    "deviates": "✗",
+    "incomparable": "?",
+    "flaky": "~",
+    "failed": "✗",
+    "unverified": "?",
+    "repaired": "✓",
+    "improved": "~",
+    "unrepaired": "✗",
+    "not-needed": "✓",
+}
 
 
 INFINITE = {"Infinity": "∞", "-Infinity": "−∞"}
@@ -112,7 +127,10 @@ def alignment(counts: Document) -> str:
 
 
 def verification(document: Document) -> Document | None:
-    """Return the `trueport/verify/1` part of a stored result of any kind."""
+    """Return the `trueport/verify/1` part of a stored result of any kind; of a repair that of the model it left."""
+    if is_repair(document):
+        left: Document = document["after"] or document["before"]
+        return left
     found: Document | None = document if document["format"].startswith("trueport/verify/") else document["verify"]
     return found
 
@@ -128,10 +146,51 @@ def is_diagnosis(document: Document) -> bool:
     return bool(document["format"].startswith("trueport/diagnose/"))
 
 
+def repair(document: Document) -> Document | None:
+    """Return the `trueport/repair/1` part of a stored result of any kind."""
+    found: Document | None = document if is_repair(document) else document.get("repair")
+    return found
+
+
+def is_repair(document: Document) -> bool:
+    """Tell whether a stored result is a `trueport/repair/1` document."""
+    return bool(document["format"].startswith("trueport/repair/"))
+
+
+def unmended(mended: Document) -> bool:
+    """Whether a repair left something wrong, so that the reasons of its rules are worth reading."""
+    return mended["status"] in ("unrepaired", "improved") and bool(mended["refused"])
+
+
+def changes(count: int) -> str:
+    """Say how many changes."""
+    return f"{count} change{'' if count == 1 else 's'}"
+
+
+def before_after(mended: Document) -> list[tuple[str, Document | None, Document | None]]:
+    """Pair the outputs of a repair's two verifications: (name, before, after), None where one was not compared."""
+    sides = [
+        {} if side is None else {output["source"]: output for output in side["outputs"]}
+        for side in (mended["before"], mended["after"])
+    ]
+    return [(name, sides[0].get(name), sides[1].get(name)) for name in dict.fromkeys([*sides[0], *sides[1]])]
+
+
+def reason(document: Document) -> str:
+    """Say in a sentence why a result is what it is called."""
+    verify, mended = verification(document), repair(document)
+    if verify is None or is_repair(document):
+        return headline(document)[1]
+    said = str(verify["reason"])
+    if mended is not None and mended["output"]:
+        return f"after {changes(len(mended['edits']))} to the converted file: {said}"
+    return said
+
+
 def headline(document: Document) -> tuple[str, str]:
     """Return (state, sentence) of a stored result."""
-    if document.get("status") == "failed":
-        return "failed", HEADLINES["failed"]
+    if document.get("status") == "failed" or is_repair(document):
+        return document["status"], HEADLINES[document["status"]]
     verify = verification(document)
     if verify is None:
         return "unverified", HEADLINES["unverified"]

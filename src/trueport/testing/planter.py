@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from trueport import publish, verification
-from trueport.api import Model, open_feeds, open_model, open_session
 from trueport.artifact import Artifact
 from trueport.compare.types import RunSet
 from trueport.errors import UsageError
 from trueport.feeds import Feeds
+from trueport.opening import Model, open_feeds, open_model, open_session
 from trueport.outcome import Failure, Stage
 from trueport.session import Session, Settings, framework_of
 
