@@ -8,6 +8,7 @@ from typing import Any, Callable
 import numpy as np
 
 from trueport.frameworks._base import Arrays, EditDict, Unsupported
+from trueport.frameworks._torch_edit_graph import recompute, set_dimensions, set_outputs, set_precision
 from trueport.frameworks._torch_editor import Editor, tensor_like
 from trueport.frameworks._torch_emit import emit
 from trueport.frameworks._torch_emit_values import Place, aten
@@ -251,5 +252,9 @@ KINDS: dict[str, Callable[[Editor, EditDict], Any]] = {
     "insert": insert,
     "reorder-inputs": reorder_inputs,
     "set-input": set_input,
+    "set-dimensions": set_dimensions,
+    "set-outputs": set_outputs,
+    "set-precision": set_precision,
+    "recompute": recompute,
 }
 """Kind of edit -> what writes it; it may return sentences worth showing."""

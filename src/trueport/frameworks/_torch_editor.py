@@ -194,11 +194,21 @@ class Editor:
 
     def _mode(self) -> Any:
         inputs = [node.meta.get("val") for node in self.graph.nodes if node.op == "placeholder"]
-        return next((one.fake_mode for one in inputs if hasattr(one, "fake_mode")), None)
+        mode = next((one.fake_mode for one in inputs if hasattr(one, "fake_mode")), None)
+        if mode is None:
+            raise Unsupported("the program reads no tensor at all")
+        return mode
 
     def _imagined(self, tensor: Any) -> Any:
-        mode = self._mode()
-        return tensor if mode is None else mode.from_tensor(tensor, static_shapes=True)
+        return self._mode().from_tensor(tensor, static_shapes=True)
+
+    def imagine(self, node: Any, sizes: Sequence[Any], dtype: Any) -> None:
+        """Give an input of the graph another shape; sizes that are open stay symbols."""
+        import torch
+
+        self._edited = True
+        with self._mode():
+            node.meta["val"] = torch.empty(tuple(sizes), dtype=dtype)
 
     # -- operators ----------------------------------------------------------------------------------------------
 
@@ -223,25 +233,30 @@ class Editor:
         self._edited = True
         node.target, node.args, node.kwargs = function, tuple(args), dict(kwargs or {})
 
-    def call_before(self, point: Any, function: Any, args: Sequence[Any], kwargs: dict[str, Any] | None = None) -> Any:
-        """A new operator that runs just before the node `point`; its shape is worked out at once where that is possible."""
+    def call_before(
+        self,
+        point: Any,
+        function: Any,
+        args: Sequence[Any],
+        kwargs: dict[str, Any] | None = None,
+        name: str | None = None,
+    ) -> Any:
+        """A new operator that runs just before the node `point`. Raises Unsupported where it cannot run on its operands."""
         self._edited = True
         context = next((one for one in args if hasattr(one, "op")), point)
         with self.graph.inserting_before(point):
-            made = self.graph.call_function(function, tuple(args), dict(kwargs or {}))
+            made = self.graph.create_node("call_function", function, tuple(args), dict(kwargs or {}), name)
         made.meta = self._context(context)
         self._nodes[made.name] = made
         self._values[made.name] = (made, None)
-        value = self._infer(made)
-        if value is not None:
-            made.meta["val"] = value
+        self.infer(made)
         return made
 
     def _context(self, node: Any) -> dict[str, Any]:
         return {key: item for key, item in node.meta.items() if key not in ("from_node", "val")}
 
-    def _infer(self, node: Any) -> Any:
-        """What a new operator gives, as shape and dtype. Raises Unsupported with PyTorch's words where it cannot run."""
+    def infer(self, node: Any) -> None:
+        """Work out shape and dtype of what an operator gives. Raises Unsupported with PyTorch's words where it cannot run."""
         import torch
         from torch._dispatch.python import enable_python_dispatcher
 
@@ -249,12 +264,10 @@ class Editor:
             return value.meta["val"]
 
         mode = self._mode()
-        if mode is None:
-            return None
         try:
             args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known)
             with torch.no_grad(), mode, enable_python_dispatcher():
-                return node.target(*args, **kwargs)
+                node.meta["val"] = node.target(*args, **kwargs)
         except Exception as error:
             raise Unsupported(f"{native_name(node)} cannot stand there: {first_line(error)}") from error
 
@@ -298,6 +311,18 @@ class Editor:
                 if spec.arg.name == before.name and spec.kind.name == "USER_OUTPUT":
                     spec.arg.name = after.name
 
+    def depends(self, values: Iterable[Any], on: Any) -> bool:
+        """Whether one of the values is `on`, or computed from it."""
+        todo, seen = list(values), set()
+        while todo:
+            node = todo.pop()
+            if node is on:
+                return True
+            if node not in seen:
+                seen.add(node)
+                todo.extend(node.all_input_nodes)
+        return False
+
     def hoist(self, point: Any, needed: Iterable[Any]) -> None:
         """Move what computes `needed` before the node `point`. Raises Unsupported where it depends on `point` itself."""
         place = {node: index for index, node in enumerate(self.graph.nodes)}
@@ -322,6 +347,10 @@ class Editor:
                 before = list(node.all_input_nodes)
                 self.graph.erase_node(node)
                 todo.extend(before)
+
+    def touched(self) -> None:
+        """Have shapes worked out anew when the program is written."""
+        self._edited = True
 
     def know(self, name: str, node: Any, index: int | None = None) -> None:
         """Let later edits find a value under a name."""

@@ -48,9 +48,9 @@ class Place:
         """Put an operator there and return its node."""
         return self.put(made(name, *args, **kwargs))
 
-    def put(self, call: Call) -> Any:
-        """Put a prepared call there and return its node."""
-        return self.editor.call_before(self.point, *call)
+    def put(self, call: Call, name: str | None = None) -> Any:
+        """Put a prepared call there, under a name where one is given, and return its node."""
+        return self.editor.call_before(self.point, *call, name=name)
 
     def node(self, operand: Any, beside: Any = None) -> Any:
         """The operand as a node: an array becomes a buffer, floats in the dtype of `beside`."""

@@ -60,6 +60,7 @@ EDIT_FILES = (
     "_torch_emit_shapes",
     "_torch_emit",
     "_torch_set",
+    "_torch_edit_graph",
     "_torch_edit",
 )
 """The writers of edits, and what they read a program with: names are those of `graph`, so it is the same reader."""
