@@ -8,17 +8,18 @@ Does not apply where no operator of the region has a partner of its kind, or all
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trueport.diagnosis import mismatches
-from trueport.diagnosis.attributes import listed, typed
+from trueport.diagnosis import differences, layouts, mismatches, pool
+from trueport.diagnosis.attributes import TABLE, listed, typed
 from trueport.diagnosis.evidence import MOST_ATTRIBUTES, paired
 from trueport.diagnosis.mismatches import Mismatch
 from trueport.diagnosis.operators import activation, kind
 from trueport.diagnosis.types import Cause
 from trueport.frameworks._base import EditDict
 from trueport.graph import FINE, Node
+from trueport.repairs.rules._stored import place_of
 from trueport.repairs.scene import Scene
 from trueport.repairs.types import Edit, Proposal
 
@@ -51,21 +52,38 @@ def propose(scene: Scene) -> list[Proposal] | str:
         return "no operator of the target stands in the region"
     region.faults()  # tells which operators read the same parameters
     order = {node.name: place for place, node in enumerate(scene.blamed)}
-    found: list[tuple[int, Proposal]] = []
-    for _ours, theirs, differing in paired(stretch, region.partners):
-        if not differing or len(differing) > MOST_ATTRIBUTES:
-            continue
-        edits = tuple(edit for item in differing for edit in _edits(scene, theirs, _ours, item))
-        if not edits:
-            continue
-        place = order.get(theirs.name, len(order))
-        found.append((place, Proposal(edits=edits, doubt=0.02 * place)))
-        if len(edits) > 1:
-            found += [(place, Proposal(edits=(edit,), doubt=0.1 + 0.02 * place)) for edit in edits]
-    proposals = [proposal for _, proposal in sorted(found, key=lambda item: (item[0], item[1].doubt))]
+    proposals: list[Proposal] = []
+    for ours, theirs, differing in paired(stretch, region.partners):
+        place = 0.02 * order.get(theirs.name, len(order))
+        proposals += _of_pair(scene, theirs, ours, differing, place)
+        for other in stretch.ours:
+            if other.name != ours.name and kind(other) == kind(theirs) and scene.ours.runs(other):
+                found = mismatches.mismatches(scene.ours, scene.theirs, other, theirs, scene.healed)
+                proposals += _of_pair(scene, theirs, other, found, 0.2 + place)
     proposals += _of_bounds(scene)
     proposals += _of_fused(scene)
+    for place, node in enumerate(scene.blamed):
+        proposals += _padded(scene, node, 0.3 + 0.02 * place)
+        proposals += _other_choices(scene, node, 0.4 + 0.02 * place)
     return proposals or "all typed attributes of the region's operators are the source's"
+
+
+def _of_pair(scene: Scene, theirs: Node, ours: Node, differing: Sequence[Mismatch], doubt: float) -> Iterator[Proposal]:
+    """All attributes in which an operator differs from its partner at once, then each alone."""
+    if not differing or len(differing) > MOST_ATTRIBUTES:
+        return
+    edits = tuple(edit for item in differing for edit in _edits(scene, theirs, ours, item))
+    if any(item.name == "group" for item in differing):
+        yield from _regrouped(scene, theirs, ours, edits, doubt)
+    if edits:
+        yield Proposal(edits=edits, doubt=doubt)
+    if len(edits) > 1:
+        yield from (Proposal(edits=(edit,), doubt=doubt + 0.1) for edit in edits)
+    for item in differing:
+        if item.name in ("strides", "dilations", "kernel_shape"):
+            for pads in _pads(scene, theirs, {one.name: one.source_value for one in differing}):
+                yield Proposal(edits=(*edits, pads), doubt=doubt + 0.15)
+            return
 
 
 # -- attributes that differ -----------------------------------------------------------------------------------------------
@@ -104,6 +122,8 @@ def _words(scene: Scene, theirs: Node, ours: Node, item: Mismatch) -> Iterator[t
         yield name, None
     elif name == "sizes":
         return
+    elif name == "axis" and isinstance(wanted, list) and isinstance(item.target_value, int):
+        yield name, min(wanted) if wanted else wanted
     elif name in ("min", "max") and isinstance(wanted, float) and math.isinf(wanted):
         yield name, None
     else:
@@ -154,6 +174,111 @@ def _axes_of(scene: Scene, node: Node, rank: int) -> list[int] | None:
             first = None if array is None else listed(array.ravel().tolist())
         given = None if first is None else list(range(len(first)))
     return None if given is None else [axis % rank for axis in given]
+
+
+def _regrouped(scene: Scene, theirs: Node, ours: Node, edits: tuple[Edit, ...], doubt: float) -> Iterator[Proposal]:
+    """A convolution of another number of groups has weights of another size: the source's come with it."""
+    region = scene.region
+    mine = next((item for item in scene.theirs.parameters(theirs) if layouts.axes_of(item)), None)
+    its = next((item for item in scene.ours.parameters(ours) if layouts.axes_of(item)), None)
+    place = None if mine is None else place_of(scene.theirs, mine)
+    if region is None or mine is None or its is None or place is None:
+        return
+    axes, known = layouts.axes_of(mine) or "", pool.raw_of(its)
+    size = [known.array.shape["OI".index(letter)] if letter in "OI" else 1 for letter in axes if letter in "OI1"]
+    spatial = iter(known.array.shape[2:])
+    shape = [size.pop(0) if letter in "OI1" else next(spatial) for letter in axes]
+    scales = [None, *(scale for scale in region.pool.scales if scale.array.size == len(known.array))]
+    for number, scale in enumerate(scales[:MOST_ATTRIBUTES]):
+        array = known.array
+        if scale is not None:
+            array = array * scale.array.reshape(-1, *[1] * (array.ndim - 1))
+        change: EditDict = {"kind": "set-parameter", "node": place.node, "parameter": place.parameter, "array": "new"}
+        weights = scene.edit(
+            NAME,
+            theirs.name,
+            f"{mine.stored}: {differences.shown(mine.array)}",
+            f"{known.label}: {differences.shown(array)}",
+            "weights of as many groups as the source has",
+            change,
+            new=layouts.native_of(array, axes, shape),
+        )
+        yield Proposal(edits=(*edits, weights), doubt=doubt + 0.01 + 0.01 * number)
+
+
+def _padded(scene: Scene, node: Node, doubt: float) -> Iterator[Proposal]:
+    """Other paddings that give the size that the source has here."""
+    if "strides" not in TABLE.get(kind(node), {}) or kind(node) == "ConvTranspose":
+        return
+    for edit in _pads(scene, node, {}):
+        yield Proposal(edits=(edit,), doubt=doubt)
+
+
+def _pads(scene: Scene, node: Node, changed: Mapping[str, Any]) -> Iterator[Edit]:
+    """The ways to pad a window so that the result has the source's size: evenly, the odd one before or behind, all on one side."""
+    own = {**typed(scene.theirs, node), **changed}
+    before = scene.theirs.spatial(node)
+    value = scene.pair.theirs.values.get(node.outputs[0])
+    if before is None or value is None or value.ndim != len(before) + 3 or "kernel_shape" not in own:
+        return
+    last = (
+        scene.theirs.channels_last
+        if "data_format" not in node.attributes
+        else "last" in str(node.attributes["data_format"])
+    )
+    after = value.shape[2:-1] if last else value.shape[3:]
+    totals = [
+        max(0, (size_after - 1) * step + (width - 1) * gap + 1 - size)
+        for size, size_after, width, step, gap in zip(
+            before, after, own["kernel_shape"], own["strides"], own["dilations"], strict=True
+        )
+    ]
+    now = typed(scene.theirs, node).get("pads")
+    ways = [
+        [total // 2 for total in totals] + [total - total // 2 for total in totals],
+        [total - total // 2 for total in totals] + [total // 2 for total in totals],
+        [0] * len(totals) + totals,
+        totals + [0] * len(totals),
+    ]
+    for pads in {tuple(way): way for way in ways}.values():
+        if pads != now:
+            change: EditDict = {"kind": "set-attribute", "node": node.name, "attribute": "pads", "value": pads}
+            reason = "so padded, the result has the source's size and values"
+            yield scene.edit(NAME, node.name, f"pads: {now}", f"pads: {pads}", reason, change)
+
+
+CHOICES: Mapping[str, tuple[Mapping[str, Any], ...]] = {
+    "AveragePool": ({"count_include_pad": 0}, {"count_include_pad": 1}, {"ceil_mode": 0}, {"ceil_mode": 1}),
+    "Elu": ({"alpha": 1.0},),
+    "GRU": ({"linear_before_reset": 0}, {"linear_before_reset": 1}),
+    "Gelu": ({"approximate": "none"}, {"approximate": "tanh"}),
+    "MaxPool": ({"ceil_mode": 0}, {"ceil_mode": 1}),
+    "Resize": (
+        {"coordinate_transformation_mode": "half_pixel"},
+        {"coordinate_transformation_mode": "asymmetric"},
+        {"coordinate_transformation_mode": "align_corners"},
+        {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
+        {"mode": "nearest", "coordinate_transformation_mode": "half_pixel", "nearest_mode": "round_prefer_ceil"},
+        {"mode": "linear", "coordinate_transformation_mode": "half_pixel"},
+        {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
+    ),
+}
+"""Kind -> settings that there are few of, for where the source is taken apart and does not show its own."""
+
+
+def _other_choices(scene: Scene, node: Node, doubt: float) -> Iterator[Proposal]:
+    """The other settings of an operator that has few; which one is right is proven by the values alone."""
+    own = typed(scene.theirs, node)
+    for choice in CHOICES.get(kind(node), ()):
+        differing = {name: value for name, value in choice.items() if own.get(name, node.attributes.get(name)) != value}
+        if not differing or any(name not in own and name not in node.attributes for name in list(choice)[:1]):
+            continue
+        edits = []
+        for name, value in differing.items():
+            change: EditDict = {"kind": "set-attribute", "node": node.name, "attribute": name, "value": value}
+            reason = "of the settings that there are, the one that gives the source's values"
+            edits.append(scene.edit(NAME, node.name, f"{name}: {own.get(name)}", f"{name}: {value}", reason, change))
+        yield Proposal(edits=tuple(edits), doubt=doubt)
 
 
 # -- activations that cut values off ----------------------------------------------------------------------------------------
