@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -335,11 +336,15 @@ def scattered(cell: Cell, arrays: Mapping[str, np.ndarray]) -> list[GateFault] |
 
 def nearest(block: np.ndarray, arrays: Mapping[_Name, np.ndarray]) -> tuple[_Name, np.ndarray] | None:
     """The part of the arrays that is most like a matrix or a vector; None where none has its size."""
+    return min(alike_parts(block, arrays), key=lambda item: _far(block, item[1]), default=None)
+
+
+def alike_parts(block: np.ndarray, arrays: Mapping[_Name, np.ndarray]) -> list[tuple[_Name, np.ndarray]]:
+    """All parts of the arrays that have the shape of a matrix or a vector, transposed ones too."""
     if block.ndim == 1:  # a GRU of Keras has both biases in one parameter
         arrays = {name: array.ravel() if len(array) == 2 else array for name, array in arrays.items() if array.ndim}
     arrays = {name: array for name, array in arrays.items() if array.ndim == block.ndim}
-    parts = [(name, part) for name, _, part in cut_out(block, arrays)]
-    return min(parts, key=lambda item: _far(block, item[1]), default=None)
+    return [(name, part) for name, _, part in cut_out(block, arrays)]
 
 
 def packing(gates: str) -> str | None:
@@ -383,7 +388,8 @@ def _loose_bias(cell: Cell, gate: str, vectors: Mapping[str, np.ndarray]) -> Gat
 
 
 def _parts(array: np.ndarray, size: int) -> list[np.ndarray]:
-    return np.split(array, array.size // size) if array.size and array.size % size == 0 else []
+    step = size if array.size % size == 0 else math.gcd(size, array.size)
+    return [array[begin : begin + size] for begin in range(0, array.size - size + 1, step)]
 
 
 UNLIKE = 0.7
@@ -404,10 +410,11 @@ def cut_out(block: np.ndarray, arrays: Mapping[_Name, np.ndarray]) -> Iterator[t
             yield from ((name, place, part) for place, part in enumerate(_parts(array, rows)))
             continue
         for turned in (array, array.T):
-            if turned.shape[0] % rows or turned.shape[1] < columns:
+            if turned.shape[0] < rows or turned.shape[1] < columns:
                 continue
+            step = rows if turned.shape[0] % rows == 0 else math.gcd(rows, turned.shape[0])  # two gates of three
             for left in sorted({0, turned.shape[1] - columns}):
-                for top in range(0, turned.shape[0], rows):
+                for top in range(0, turned.shape[0] - rows + 1, step):
                     yield name, top // rows, turned[top : top + rows, left : left + columns]
 
 

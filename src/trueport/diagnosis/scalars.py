@@ -106,21 +106,29 @@ def odd(source: Inside, target: Inside, ours: Sequence[Node], theirs: Sequence[N
     return found
 
 
+def inner(source: Inside, ours: Sequence[Node], node: Node, value: float, stored: str) -> Odd | None:
+    """A number inside the body of a loop that the source region does not give and nobody writes down; None for others."""
+    known = [*_derived(other.value for other in _scalars(source, ours)), *_sizes(source, ours), *_USUAL]
+    if _has(known, value, -value):
+        return None
+    what = f"the constant {value:.6g} inside {kind(node)} '{node.shown}' is none of the source's here"
+    return Odd(node, Cause.PARAMETERS, what, None, value, ORPHAN, (), stored, value)
+
+
 def likely(source: Inside, ours: Sequence[Node], seen: Odd) -> list[float]:
     """Numbers that the source gives for one of the target's, the likeliest first: what it was taken for, as it is or
     derived; other constants and sizes of the source region; what decompositions bring along."""
     given = [other.value for other in _scalars(source, ours)]
-    groups = [_derived([seen.wanted]) if seen.wanted is not None else [], _derived(given), _sizes(source, ours), _USUAL]
 
     def far(value: float) -> float:
         return abs(math.log(value / seen.number)) if value * seen.number > 0 else math.inf
 
     found: list[float] = []
-    for group in groups:
+    wanted = [] if seen.wanted is None else [seen.wanted]
+    for group in (wanted, _derived(wanted), _derived(given), _sizes(source, ours), _USUAL):
         for value in sorted(group, key=far):
-            if not _has([*found, seen.number], value) and (
-                far(value) < _FAR or (seen.wanted is not None and not found)
-            ):
+            meant = group is wanted or far(value) < _FAR
+            if meant and not _has([*found, seen.number], value):
                 found.append(value)
     return found
 

@@ -10,7 +10,18 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from trueport.diagnosis.types import Cause
-from trueport.repairs.rules import attributes, inputs, layout, parameters, precision, recurrent, runtime, scalars, structure
+from trueport.repairs.rules import (
+    attributes,
+    inputs,
+    layout,
+    loops,
+    parameters,
+    precision,
+    recurrent,
+    runtime,
+    scalars,
+    structure,
+)
 from trueport.repairs.scene import Scene
 from trueport.repairs.types import Proposal
 
@@ -25,7 +36,18 @@ class Rule(Protocol):
         """The edits that would mend the suspect, or why there are none."""
 
 
-RULES: tuple[Rule, ...] = (parameters, recurrent, scalars, precision, attributes, layout, structure, inputs, runtime)
+RULES: tuple[Rule, ...] = (
+    parameters,
+    recurrent,
+    loops,
+    scalars,
+    precision,
+    attributes,
+    layout,
+    structure,
+    inputs,
+    runtime,
+)
 """In the order in which they are asked among those that fit a cause alike."""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trueport.diagnosis import differences, layouts, pool
+from trueport.diagnosis import differences, layouts, pool, recurrent
 from trueport.diagnosis.operators import kind
 from trueport.diagnosis.parameters import Region
 from trueport.diagnosis.pool import Known
@@ -54,6 +54,8 @@ def _candidates(region: Region, item: Parameter) -> list[Known]:
     """Arrays of the source region: those that the parameter is like, then those that its operator's partner has in its
     place; what is made of parts of arrays; what a neighbour of the source region would add to it."""
     mine = pool.raw_of(item)
+    if kind(item.node) == "Loop":
+        return _of_loop(region, item)
     ranked = [*region.candidates(item), *_parts(region, item, mine), *_wide(region, mine)]
     beside = _weights_beside(region, item)
     partners = region.partners.get(item.node.name, frozenset())
@@ -78,6 +80,27 @@ def _candidates(region: Region, item: Parameter) -> list[Known]:
         return NEAR, _fitness(known, item, partners, biases if folded else None)
 
     return sorted(ranked, key=order)
+
+
+def _of_loop(region: Region, item: Parameter) -> list[Known]:
+    """The parts of the source's arrays that a constant inside a loop's body may be, those last that others in there are."""
+    own = layouts.tight(np.asarray(item.array, np.float64))
+    if own.ndim not in (1, 2):
+        return []
+    arrays = {place: layouts.tight(known.array) for place, known in enumerate(region.pool.raw)}
+    others = [
+        layouts.tight(np.asarray(one.array, np.float64))
+        for one in region.target.parameters(item.node)
+        if one.real and one.name != item.name and one.array.size == item.array.size
+    ]
+    found: list[tuple[bool, bool, float, Known]] = []
+    for place, part in recurrent.alike_parts(own, arrays):
+        known = region.pool.raw[place]
+        shuffled = layouts.same_elements(layouts.print_of(own), layouts.print_of(part))
+        taken = any(pool.close(other, part) for other in others)
+        made = Known(part.reshape(item.array.shape), known.names, "gates", parameter=known.parameter)
+        found.append((taken, not shuffled, differences.distance(own, part), made))
+    return [known for *_, known in sorted(found, key=lambda one: one[:3])]
 
 
 def _fitness(known: Known, item: Parameter, partners: frozenset[str], folded: frozenset[str] | None) -> int:

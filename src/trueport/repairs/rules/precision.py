@@ -39,15 +39,40 @@ def propose(scene: Scene) -> list[Proposal] | str:
     for item in found:
         if item.node.name in seen or precision.covered(str(item.target_value), scene.precision):
             continue
-        nodes = [item.node, *_back(scene, item.node)]
-        seen.update(node.name for node in nodes)
-        edits = tuple(_removed(scene, node, item.what) for node in reversed(nodes))
-        proposals.append(Proposal(edits=edits, doubt=0.02 * len(proposals)))
-    if len(proposals) > 1:
-        every = tuple(edit for proposal in proposals for edit in proposal.edits)
-        proposals.append(Proposal(edits=every, doubt=0.1))
+        back = _back(scene, item.node)
+        seen.update(node.name for node in [item.node, *back])
+        ways = [_past(scene, item.node, back, item.what)]
+        ways += [tuple(_removed(scene, node, item.what) for node in order) for order in _orders(item.node, back)]
+        proposals += [
+            Proposal(edits=way, doubt=0.02 * len(proposals) + 0.02 * place) for place, way in enumerate(ways) if way
+        ]
     proposals += _in_float(scene)
     return proposals or "nothing in the region makes values coarser than the declared precision does"
+
+
+def _orders(first: Node, back: list[Node]) -> list[list[Node]]:
+    """The orders in which a narrowing and what undoes it may be taken out: formats check types after each step."""
+    return [[first, *back], [*back, first]] if back else [[first]]
+
+
+def _past(scene: Scene, first: Node, back: list[Node], what: str) -> tuple[Edit, ...]:
+    """Who reads the coarse values reads those before them: both casts are then of no use and go away."""
+    graph = scene.theirs.graph
+    data = scene.theirs.data(first)
+    ends = {name for node in back or [first] for name in node.outputs}
+    if len(data) != 1 or ends.intersection(graph.outputs):
+        return ()
+    edits = []
+    for name in ends:
+        for place in graph.consumers.get(name, ()):
+            reader = graph.nodes[place]
+            for slot in (slot for slot, read in enumerate(reader.inputs) if read == name):
+                change: EditDict = {"kind": "set-input", "node": reader.name, "slot": slot, "value": data[0]}
+                made = precision.grid_made(first)
+                edits.append(
+                    scene.edit(NAME, reader.name, f"{name}, in {made}", f"{data[0]}, in float32", what, change)
+                )
+    return tuple(edits)
 
 
 def _removed(scene: Scene, node: Node, what: str) -> Edit:
