@@ -12,9 +12,10 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from trueport import reconcile
+from trueport import publish, reconcile
 from trueport.artifact import Artifact, Signature
 from trueport.compare.types import Verdict, Verification
 from trueport.conversion import Attempt, HopResult, Workbench
@@ -23,7 +24,7 @@ from trueport.diagnosis.types import Stage
 from trueport.errors import UsageError
 from trueport.feeds import Feeds
 from trueport.frameworks._base import Step
-from trueport.outcome import Failure
+from trueport.outcome import Failure, Ok
 from trueport.routes import OPSET_STEP, Hop, Route, plan, steps
 from trueport.session import Session, runtime_toolchain
 from trueport.toolchains import Variant, package_name
@@ -58,6 +59,8 @@ class Trial:
     same: bool | None
     closeness: int = 0
     variant: str = ""
+    packages: tuple[str, ...] = ()
+    """What that deviation holds otherwise than the lock: "name==version"."""
 
     @property
     def verdict(self) -> Verdict | None:
@@ -119,6 +122,7 @@ def locate(
     prefer: Sequence[str] = (),
     build: bool = False,
     seconds: float = SECONDS,
+    keep: Path | None = None,
 ) -> Inquiry:
     """Find the step that made a deviating target, and a way that does not.
 
@@ -128,6 +132,7 @@ def locate(
         prefer: steps to try first: those of a known bug that the suspects look like.
         build: allow environments to be built for it.
         seconds: no further trial begins after this time.
+        keep: folder for faithful results of other versions, which go with the session that made them otherwise.
     """
     if attempt is not None and attempt.blamed is not None:
         return of_attempt(attempt, others)
@@ -140,6 +145,7 @@ def locate(
         baseline=shown[1],
         build=build,
         until=time.monotonic() + seconds,
+        keep=keep,
     )
     trials = search.run(routes, prefer)
     return judged(trials, target, given_reference.artifact, searched=search.left_out)
@@ -275,6 +281,7 @@ class _Search:
     baseline: Verification
     build: bool
     until: float
+    keep: Path | None = None
     trials: list[Trial] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     since_found: float = math.inf
@@ -409,6 +416,19 @@ class _Search:
         settings = replace(self.session.settings, packages=variant.packages, as_of=variant.as_of, python=None)
         with Session(settings, self.session.progress) as other:
             self._try(self._workbench(other), route, str(variant))
+            if self.trials and self.trials[-1].variant == str(variant):
+                self.trials[-1] = self._kept(replace(self.trials[-1], packages=variant.packages))
+
+    def _kept(self, trial: Trial) -> Trial:
+        """A trial whose faithful result lies where it outlives the session that made it."""
+        output = trial.attempt.output
+        if self.keep is None or output is None or trial.verdict is not Verdict.FAITHFUL:
+            return trial
+        place = self.keep / f"way{len(self.trials)}" / output.path.name
+        publish.model(output.path, place)
+        last = trial.attempt.hops[-1]
+        moved = replace(last, outcome=Ok(replace(output, path=place)))
+        return replace(trial, attempt=replace(trial.attempt, hops=(*trial.attempt.hops[:-1], moved)))
 
     # -- is it the same deviation? -------------------------------------------------------------------------------
 
@@ -472,11 +492,9 @@ def installed(session: Session, step: Step) -> bool:
 
 def variants(session: Session, step: Step) -> list[Variant]:
     """The installed deviations from a step's toolchain that hold another version of its own tool, newest first."""
-    if step.toolchain == "fake":
-        return []
     wanted = package_name(step.tool)
     return [
         variant
-        for variant in session.envs.variants(step.toolchain)
+        for variant in (() if step.toolchain == "fake" else session.envs.variants(step.toolchain))
         if any(package.split("==")[0] == wanted for package in variant.packages)
     ]

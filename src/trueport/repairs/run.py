@@ -13,10 +13,13 @@ from pathlib import Path
 from trueport import publish
 from trueport.artifact import Artifact
 from trueport.compare.types import Verdict, Verification
+from trueport.conversion import Attempt
 from trueport.feeds import Feeds
 from trueport.repairs import explanation
 from trueport.repairs.gate import Gate, fell, split
 from trueport.repairs.search import Search
+from trueport.repairs.tools import NAME as CT
+from trueport.repairs.tools import switch
 from trueport.repairs.types import Edit, Repair, Status
 from trueport.session import framework_of
 from trueport.verification import Reference
@@ -44,11 +47,16 @@ def repair(
     precision: str | None = None,
     task: str = "auto",
     budget: Budget = Budget(),
+    tools: bool = True,
+    attempt: Attempt | None = None,
+    others: Sequence[Attempt] = (),
 ) -> Repair:
     """Mend a target in its own format.
 
     given: inputs in the source's layout; a half of them, or generated ones of another seed, is kept from the search
-    (`unseen` names others). out: where the mended model goes; None keeps it in the session's folder.
+    (`unseen` names others). out: where the mended model goes; None keeps it in the session's folder. tools: where no
+    edits make it faithful, look for another tool, option or version that does, and take its result; attempt, others: the
+    conversion that made the target and what was tried beside it.
     ^C ends the search, and the best so far is taken. Raises UsageError when nothing can be written to `out`.
     """
     started = time.monotonic()
@@ -70,17 +78,21 @@ def repair(
         search.run()
     except KeyboardInterrupt:  # the best so far stays
         interrupted = True
-    if not search.steps:
+    steps, artifact, command = list(search.steps), search.current, ""
+    faithful = bool(steps) and gate.faithful(artifact)
+    if tools and not faithful and not interrupted:
+        way = switch(gate, attempt=attempt, others=others)
+        if isinstance(way, str):
+            search.refused[CT] = way
+        else:
+            steps, artifact, command, faithful = [(way.edit,)], way.artifact, way.command, True
+    if not steps or not (faithful or fell(gate.badness(target), gate.badness(artifact))):
         return _ended(Status.UNREPAIRED, gate, before, started, search=search, interrupted=interrupted)
-    gate.session.progress("leaving out what is not needed")
-    steps, artifact = (list(search.steps), search.current) if interrupted else gate.needed(search.steps, search.current)
+    if not command and not interrupted:
+        gate.session.progress("leaving out what is not needed")
+        steps, artifact = gate.needed(steps, artifact)
+    status = Status.REPAIRED if faithful else Status.IMPROVED
     after = gate.on_unseen(artifact)
-    if gate.faithful(artifact):
-        status = Status.REPAIRED
-    elif fell(gate.badness(target), gate.badness(artifact)):
-        status = Status.IMPROVED
-    else:
-        return _ended(Status.UNREPAIRED, gate, before, started, search=search, interrupted=interrupted)
     if out is not None:
         publish.model(artifact.path, out)
         artifact = replace(artifact, path=out.absolute())
@@ -95,6 +107,7 @@ def repair(
         after=after,
         artifact=artifact,
         out=out,
+        command=command,
     )
 
 
@@ -110,6 +123,7 @@ def _ended(
     after: Verification | None = None,
     artifact: Artifact | None = None,
     out: Path | None = None,
+    command: str = "",
 ) -> Repair:
     """Put the result together."""
     made = Repair(
@@ -121,6 +135,7 @@ def _ended(
         output=None if out is None or artifact is None else out.absolute(),
         artifact=artifact,
         steps=tuple(steps),
+        command=command,
         attempts=() if search is None else tuple(search.attempts),
         refused={} if search is None else dict(search.refused),
         notes=() if search is None else tuple(search.notes),

@@ -56,6 +56,8 @@ class Search:
     notes: list[str] = field(default_factory=list)
     suspects: list[Suspect] = field(default_factory=list)
     _tried: set[str] = field(default_factory=set)
+    _number: dict[int, int] = field(default_factory=dict)
+    """id of a proposal -> its place among the attempts."""
 
     def __post_init__(self) -> None:
         self.current = self.gate.target
@@ -253,6 +255,7 @@ class Search:
 
     def _note(self, proposal: Proposal, start: Score, after: float, accepted: bool, why: str) -> None:
         first = proposal.edits[0]
+        self._number[id(proposal)] = len(self.attempts)
         self.attempts.append(
             Attempt(
                 rule=first.rule,
@@ -271,6 +274,8 @@ class Search:
             editing.discard(self.gate.session, self.current)
         self.current = artifact
         self.steps.append(proposal.edits)
+        place = self._number[id(proposal)]
+        self.attempts[place] = replace(self.attempts[place], accepted=True)
 
 
 def _at_input(suspect: Suspect, found: Investigation, pair: Pair) -> Suspect:

@@ -1,0 +1,81 @@
+"""CT: no edit makes the target faithful, but another tool, option, version or route does: the model is converted anew.
+
+The ways are those that the diagnosis walks to find the step at fault (`diagnosis/tool.py`), with the toolchains that are
+installed; a faithful result is verified on the held-out inputs like any other, and is delivered with its command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trueport.artifact import Artifact
+from trueport.compare.types import Verdict
+from trueport.conversion import Attempt
+from trueport.diagnosis import tool
+from trueport.diagnosis.types import Cause
+from trueport.frameworks._base import EditDict
+from trueport.repairs.gate import Gate
+from trueport.repairs.types import Edit
+
+NAME = "CT tool"
+CAUSES = frozenset({Cause.TOOL})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switch:
+    """A faithful way: its result, the edit that stands for it, and the command that goes it."""
+
+    artifact: Artifact
+    edit: Edit
+    command: str
+
+
+def switch(
+    gate: Gate, *, attempt: Attempt | None = None, others: Sequence[Attempt] = (), seconds: float = tool.SECONDS
+) -> Switch | str:
+    """Find a way from the source to the target's format whose result is faithful on all inputs; else why there is none."""
+    session = gate.session
+    session.progress("looking for another tool, option or version")
+    inquiry = tool.locate(
+        gate.reference,
+        gate.target,
+        gate.given,
+        gate.on_search(gate.target),
+        attempt=attempt,
+        others=others,
+        seconds=seconds,
+        keep=session.pool.fresh_folder("ways"),
+    )
+    ways = [trial for trial in inquiry.trials if trial.verdict is Verdict.FAITHFUL and trial.attempt.output is not None]
+    for trial in sorted(ways, key=lambda trial: len(trial.route.hops)):
+        made = trial.attempt.output
+        if made is None or not made.path.exists() or not gate.faithful(made):
+            continue
+        command = command_of(gate.reference.artifact, gate.target.format, trial)
+        before = inquiry.stage.step if inquiry.stage is not None else "the way that made it, which is not known"
+        change: EditDict = {"kind": "convert-again", "value": command}
+        edit = Edit(
+            rule=NAME,
+            kind="convert-again",
+            where=gate.target.path.name,
+            before=before,
+            after=trial.words,
+            reason="no edit of the file made it faithful, and this way does",
+            change=change,
+        )
+        return Switch(artifact=made, edit=edit, command=command)
+    if not inquiry.trials:
+        return "no route that is installed here leads from the source to the target's format"
+    return f"{len(inquiry.trials)} ways were tried, and none is faithful"
+
+
+def command_of(source: Artifact, target_format: str, trial: tool.Trial) -> str:
+    """The command that goes the same way."""
+    words = ["trueport", "convert", source.path.name, "--to", target_format, "--route", trial.route.name]
+    for hop in trial.route.hops:
+        for key, value in hop.options.items():
+            words += ["--option", f"{hop.step.name}.{key}={value}"]
+    for package in trial.packages:
+        words += ["--with", package]
+    return " ".join(words)
