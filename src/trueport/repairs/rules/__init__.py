@@ -20,6 +20,7 @@ from trueport.repairs.rules import (
     recurrent,
     runtime,
     scalars,
+    segment,
     structure,
 )
 from trueport.repairs.scene import Scene
@@ -47,6 +48,7 @@ RULES: tuple[Rule, ...] = (
     structure,
     inputs,
     runtime,
+    segment,
 )
 """In the order in which they are asked among those that fit a cause alike."""
 

@@ -100,7 +100,7 @@ class Writer:
 
     def array(self, array: Any, dtype: Any = np.float32) -> str:
         """A constant."""
-        name = f"c{len(self.arrays)}"
+        name = f"stored {len(self.arrays)}"
         self.arrays[name] = np.ascontiguousarray(np.asarray(array, dtype))
         return name
 

@@ -21,6 +21,7 @@ from trueport.diagnosis.structure import move
 from trueport.diagnosis.types import Cause
 from trueport.frameworks._base import EditDict
 from trueport.graph import Node
+from trueport.repairs.rules._twins import right_in_file
 from trueport.repairs.scene import Scene
 from trueport.repairs.types import Edit, Proposal
 
@@ -93,7 +94,7 @@ def propose(scene: Scene) -> list[Proposal] | str:
 
 
 def chain_around(scene: Scene, value: str) -> Chain:
-    """The longest chain of movement operators through a value, none of which has another reader on the way."""
+    """The longest chain of movement operators through a value; where several read it, the one whose result is wrong."""
     graph = scene.pair.target.graph
     above: list[Node] = []
     start = value
@@ -106,12 +107,17 @@ def chain_around(scene: Scene, value: str) -> Chain:
     below: list[Node] = []
     end = value
     while len(below) < LONGEST:
-        readers = graph.consumers.get(end, ())
-        node = graph.nodes[readers[0]] if len(readers) == 1 and end not in graph.outputs else None
-        if node is None or not _moves(scene, node) or node.outputs[0] not in scene.pair.theirs.values:
+        readers = [graph.nodes[place] for place in graph.consumers.get(end, ())]
+        readers = [node for node in readers if kind(node) not in ("Shape", "Size")]
+        readers = (
+            readers if len(readers) == 1 else [node for node in readers if not right_in_file(scene, node.outputs[0])]
+        )
+        if len(readers) != 1 or end in graph.outputs or not _moves(scene, readers[0]):
             break
-        below.append(node)
-        end = node.outputs[0]
+        if readers[0].outputs[0] not in scene.pair.theirs.values:
+            break
+        below.append(readers[0])
+        end = readers[0].outputs[0]
     return Chain(start, end, (*above, *below))
 
 
@@ -159,13 +165,17 @@ class Check:
         size = self.wanted.shape[1]
         self.sample = np.unique(np.linspace(0, size - 1, min(size, SAMPLES)).astype(np.int64))
         self.unit = max(rms(self.wanted - self.wanted.mean(axis=1, keepdims=True)), 1e-30)
-        self.seen: set[bytes] = set()
+        self.seen: set[tuple[str, int, bytes]] = set()
 
     def heals(self, change: Change) -> bool:
         """Whether the chain, changed like this, gives the mended value."""
         order = self.run(change)
         if order is None or order.shape != self.shape:
             return False
+        key = (change.what, change.place, order.tobytes())
+        if key in self.seen:  # another order of axes of size 1
+            return False
+        self.seen.add(key)
         flat = order.ravel()
         return self._equal(flat, self.sample) and self._equal(flat, None)
 

@@ -231,12 +231,12 @@ def _lost(scene: Scene, stretch: Stretch, twins: Twins, why: dict[str, None]) ->
 
 def _changed(scene: Scene, stretch: Stretch, twins: Twins, why: dict[str, None]) -> Iterator[Proposal]:
     """The source's operator in the place of one of the target's that reads the same and is of another kind."""
-    if scene.finding.kind in ("extra", "missing", "layout"):
+    if scene.finding.kind in ("extra", "layout"):
         return
     ours = [node for node in stretch.ours if stretch.source.runs(node) and not moves(node)]
     theirs = {name for node in stretch.theirs if stretch.target.runs(node) for name in kinds(node)}
     for node in scene.blamed[:MOST]:
-        if not stretch.target.runs(node) or moves(node):
+        if not stretch.target.runs(node) or moves(node) or not _in_place(scene, twins, node):
             continue
         for other in ours[: 2 * MOST]:
             if kind(other) == kind(node) or not _alike(kind(other), kind(node)):
@@ -250,6 +250,20 @@ def _changed(scene: Scene, stretch: Stretch, twins: Twins, why: dict[str, None])
                 edit, sure = made
                 doubt = CERTAIN + 0.02 if sure else LIKELY if kind(other) not in theirs else GUESS
                 yield _proposal(edit, doubt)
+
+
+def _in_place(scene: Scene, twins: Twins, node: Node) -> bool:
+    """Whether a node may stand in the place of a missing operator: behind the gap, with nothing of its own to give.
+
+    Put in before it, the missing operator makes it idle (an activation of what is activated already), or its result has
+    no twin.
+    """
+    finding = scene.finding
+    if finding.kind != "missing" or finding.source is None:
+        return True
+    match = scene.match(node.outputs[0])
+    own = match is not None and twins.head(match.source) != twins.head(finding.source)
+    return finding.target in node.inputs and not own
 
 
 def _alike(first: str, second: str) -> bool:
