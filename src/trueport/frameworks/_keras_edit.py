@@ -211,6 +211,8 @@ def _finish_h5(old: Path, made: Path, whole: bool) -> bool:
 
 
 def line(error: BaseException) -> str:
-    """The first line of what an error says."""
+    """The first line of what an error says; Keras names the layer first and the reason behind it."""
     lines = [text.strip() for text in str(error).splitlines() if text.strip()]
+    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
+        lines = lines[1:]
     return lines[0][:200] if lines else type(error).__name__

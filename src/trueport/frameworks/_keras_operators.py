@@ -57,9 +57,10 @@ class Asked:
         values: int = 1,
         shape: Sequence[Any] | None = None,
         legacy: bool = False,
+        layers_only: bool = False,
     ) -> None:
         self.operator, self.attributes, self.constants = operator, dict(attributes), list(constants)
-        self.slot, self.values, self.legacy = slot, values, legacy
+        self.slot, self.values, self.legacy, self.layers_only = slot, values, legacy, layers_only
         self.shape = None if shape is None else list(shape)
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -96,6 +97,8 @@ def pieces(asked: Asked) -> list[Piece]:
         kind, name = REDUCTIONS[operator]
         given = axes or None
         return [asked.native(kind, {"axis": given, "keepdims": keep}, name, {"axis": given, "keepdims": keep})]
+    if operator == "Neg" and not asked.legacy:
+        return [Piece("Rescaling", {"scale": -1.0, "offset": 0.0})]
     if operator in UNARY:
         name = _TF_UNARY.get(operator, f"math.{operator.lower()}")
         module = {"Erf": "keras.src.ops.math", "Rsqrt": "keras.src.ops.math"}.get(operator, NUMPY)
@@ -138,7 +141,7 @@ def _binary(asked: Asked) -> list[Piece]:
 
 
 def _rescaling(operator: str, constant: np.ndarray, first: bool) -> dict[str, Any] | None:
-    """scale and offset of a Rescaling layer that computes it exactly, where one number for all or one a channel does."""
+    """scale and offset of a Rescaling layer, where one number for all or one a channel does; None for other constants."""
     lead = constant.shape[:-1]
     if constant.dtype.kind != "f" or any(size != 1 for size in lead):
         return None
@@ -148,6 +151,9 @@ def _rescaling(operator: str, constant: np.ndarray, first: bool) -> dict[str, An
         return {"scale": values, "offset": 0.0}
     if operator == "Add":
         return {"scale": 1.0, "offset": values}
+    if operator == "Div" and first:
+        parts = (1.0 / constant.astype(np.float64).reshape(-1)).tolist()
+        return {"scale": parts[0] if len(parts) == 1 else parts, "offset": 0.0}
     if operator == "Sub":
         negative = (-constant.reshape(-1)).astype(float).tolist()
         if not first:
@@ -216,7 +222,8 @@ def _prelu(asked: Asked) -> list[Piece]:
 
 
 def _transpose(asked: Asked) -> list[Piece]:
-    perm = [int(axis) for axis in asked.get("perm", range(asked.rank("Transpose"))[::-1])]
+    given = asked.get("perm")
+    perm = [int(axis) for axis in (range(asked.rank("Transpose"))[::-1] if given is None else given)]
     if perm[0] == 0:
         return [Piece("Permute", {"dims": perm[1:]})]
     return [asked.native("Transpose", {"axes": perm}, "transpose", {"perm": perm})]
@@ -302,11 +309,8 @@ def _slice(asked: Asked) -> list[Piece]:
         begins = None if abs(start) >= 2**31 - 1 else int(start)
         cuts[axis] = {"class_name": "__slice__", "config": {"start": begins, "stop": ends_so, "step": int(step)}}
     if asked.legacy:
-        words = [
-            {"start": c["config"]["start"], "stop": c["config"]["stop"], "step": c["config"]["step"]} for c in cuts
-        ]
-        return [Piece("SlicingOpLambda", {"function": "__operators__.getitem", "dtype": "float32", "trainable": True},
-                      keywords={"slice_spec": words})]  # fmt: skip
+        config = {"function": "__operators__.getitem", "dtype": "float32", "trainable": True}
+        return [Piece("SlicingOpLambda", config, keywords={"slice_spec": [cut["config"] for cut in cuts]})]
     return [Piece("GetItem", {}, NUMPY, args=(Operand(0), cuts))]
 
 
@@ -316,6 +320,8 @@ def _gather(asked: Asked) -> list[Piece]:
     indices, axis = asked.constants[0].astype(np.int64), int(asked.get("axis", 0))
     if asked.slot == 1:
         raise Unsupported("a Gather in a table is an Embedding; no stock layer is put there")
+    if asked.layers_only:
+        return [_selection(asked, indices, axis)]
     if asked.legacy:
         return [asked.native("", {}, "gather", {"indices": indices.tolist(), "axis": axis})]
     return [Piece("Take", {"axis": axis}, NUMPY, args=(Operand(0), stored(indices)))]
@@ -326,10 +332,24 @@ def _flip(asked: Asked) -> list[Piece]:
         int(axis)
         for axis in np.ravel(asked.get("axes", asked.get("axis", asked.constants[0] if asked.constants else -1)))
     ]
+    if asked.layers_only:
+        return [_selection(asked, None, axes[0] if len(axes) == 1 else 0)]
     if asked.legacy:
         rank = asked.rank("Flip")
         return [asked.native("", {}, "reverse", {"axis": [axis % rank for axis in axes]})]
     return [Piece("Flip", {"axis": axes[0] if len(axes) == 1 else axes}, NUMPY)]
+
+
+def _selection(asked: Asked, indices: np.ndarray | None, axis: int) -> Piece:
+    """Channels in another order (None: the opposite one), by a Dense layer that holds a permutation."""
+    if asked.rank("a choice of channels") < 2 or axis not in (-1, len(asked.shape or ()) - 1):
+        raise Unsupported("an .h5 file holds no layer that chooses along another axis than that of the channels")
+    size = (asked.shape or [None])[-1]
+    if size is None or (indices is not None and indices.ndim != 1):
+        raise Unsupported("the number of channels is not known here, which their choice needs")
+    chosen = np.arange(size)[::-1] if indices is None else indices % size
+    kernel = np.eye(int(size), dtype=np.float32)[:, chosen]
+    return Piece("Dense", {"units": len(chosen), "use_bias": False, "trainable": False}, arrays=(kernel,))
 
 
 def _cast(asked: Asked) -> list[Piece]:

@@ -16,6 +16,8 @@ from trueport.frameworks._base import Unsupported
 from trueport.frameworks._keras_edit import Editor
 
 Tensor = tuple[str, int, int]
+OPERATIONS = ("TFOpLambda", "SlicingOpLambda")
+"""Layers of Keras 2 that call a TensorFlow function; they stand in graphs alone."""
 
 
 class Operand(NamedTuple):
@@ -92,6 +94,16 @@ class Level:
         held = [node for node in _layer_of(own[0])._inbound_nodes if any(node is one for one in own)]
         return [next(i for i, node in enumerate(held) if node is one) for one in own]
 
+    def first(self, name: str) -> int:
+        """Number of a layer's first call in the configuration: Keras 2 counts the making of a nested model as one."""
+        whole = self.layer(name) if self.legacy else None
+        inner = (whole or {}).get("config", {}).get("layers")
+        return int(bool(inner) and inner[0]["class_name"] == "InputLayer")
+
+    def written(self, tensor: Tensor) -> list[Any]:
+        """A tensor as the configuration has it."""
+        return [tensor[0], tensor[1] + self.first(tensor[0]), tensor[2]]
+
     # -- tensors ------------------------------------------------------------------------------------------------
 
     def mapped(self, value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -103,8 +115,8 @@ class Level:
             return {key: self.mapped(item, change) for key, item in value.items()}
         if isinstance(value, list):
             if _is_tensor(value) and self.layer(value[0]) is not None:
-                new = change((value[0], value[1], value[2]))
-                return [*new, *(self.mapped(item, change) for item in value[3:])]
+                raw = self.written(change((value[0], value[1] - self.first(value[0]), value[2])))
+                return [*raw, *(self.mapped(item, change) for item in value[3:])]
             return [self.mapped(item, change) for item in value]
         return value
 
@@ -134,11 +146,19 @@ class Level:
         for whole in self.layers:
             if whole["config"]["name"] not in skip:
                 whole["inbound_nodes"] = self.mapped(whole["inbound_nodes"], lambda t: new if t == old else t)
-        self.config["output_layers"] = self.mapped(self.config["output_layers"], lambda t: new if t == old else t)
+        if old in self.outputs():
+            self.config["output_layers"] = self.mapped(self.config["output_layers"], lambda t: new if t == old else t)
 
     def outputs(self) -> list[Tensor]:
         """What the level gives."""
         return self.read(self.config["output_layers"])
+
+    def named(self, side: str, names: Sequence[str]) -> dict[str, Tensor]:
+        """The model's own name -> tensor of its inputs ("input_layers") or outputs ("output_layers")."""
+        held = self.config[side]
+        if isinstance(held, dict):
+            return {name: self.read(item)[0] for name, item in held.items()}
+        return dict(zip(names, self.read(held)))
 
     def readers(self, tensor: Tensor) -> list[tuple[dict[str, Any], int]]:
         """(layer, call) that read a tensor."""
@@ -185,8 +205,10 @@ class Level:
                 "kwargs": {key: _filled(item, tensors) for key, item in piece.keywords.items()},
             }
         flat = _flat(piece.args)
-        words = {key: list(tensors[v.number]) if isinstance(v, Operand) else v for key, v in piece.keywords.items()}
-        return [[*tensors[one.number], words if i == 0 else {}] for i, one in enumerate(flat)]
+        raw = [self.written(tensor) for tensor in tensors]
+        words = {key: raw[item.number] if isinstance(item, Operand) else item for key, item in piece.keywords.items()}
+        call: list[Any] = [[*raw[one.number], words if i == 0 else {}] for i, one in enumerate(flat)]
+        return call[0] if piece.kind in OPERATIONS else call  # an operation gets what is written, a layer its one item
 
     def functional(self) -> None:
         """Rewrite a Sequential model as the graph that it is. Raises Unsupported when it has no fixed input."""
@@ -203,7 +225,7 @@ class Level:
             whole["name"] = name
             whole["inbound_nodes"] = [] if before is None else [self.inbound(Piece("", {}), [(before, 0, 0)])]
             before = name
-        first, last = [layers[0]["config"]["name"], 0, 0], [before, 0, 0]
+        first, last = [layers[0]["config"]["name"], 0, 0], self.written((str(before), 0, 0))
         self.whole["class_name"] = "Functional"
         self.whole.pop("build_config", None)
         kept = {key: self.config[key] for key in ("name", "trainable") if key in self.config}
@@ -225,7 +247,7 @@ class Level:
         for whole in self.layers:
             calls = whole.get("inbound_nodes") or []
             reads = [] if before is None else [(before, 0, 0)]
-            is_op = whole["class_name"] == "TFOpLambda" or "keras.src.ops" in str(whole.get("module"))
+            is_op = whole["class_name"] in OPERATIONS or "keras.src.ops" in str(whole.get("module"))
             if (
                 len(calls) != len(reads)
                 or is_op
@@ -290,6 +312,14 @@ class Wiring:
             model = None
         return Level(whole, f"{level.prefix}{name}/", model, legacy=self.editor.legacy)
 
+    def outer(self, level: Level) -> tuple[Level, dict[str, Any]] | None:
+        """The level around a nested one, and the layer that the nested one is there; None when it is called twice."""
+        for around in self.levels():
+            for whole in around.layers:
+                if whole is level.whole and len(whole.get("inbound_nodes") or []) == 1:
+                    return around, whole
+        return None
+
     def find(self, node: str) -> Found:
         """Where a node of `graph` stands. Raises Unsupported when there is none."""
         node = self.renamed.get(node, node)
@@ -329,9 +359,9 @@ class Wiring:
     def value(self, name: str) -> tuple[Level, Tensor]:
         """Level and tensor of a value of `graph`. Raises Unsupported when there is none."""
         inputs = list(self.editor.loaded.inputs)
-        if name in inputs and self.top.layer(name) is None:
-            tensors = self.top.read(self.top.config["input_layers"])
-            return self.top, tensors[inputs.index(name)]
+        if name in inputs:
+            self.functional(self.top)
+            return self.top, self.top.named("input_layers", inputs)[name]
         try:
             found, output = self._producer(name)
         except Unsupported:
@@ -339,7 +369,7 @@ class Wiring:
             if name not in outputs:
                 raise Unsupported(f"the model has no value '{name}'") from None
             self.functional(self.top)
-            return self.top, self.top.outputs()[outputs.index(name)]
+            return self.top, self.top.named("output_layers", outputs)[name]
         self.functional(found.level)
         return found.level, (found.name, found.call, output)
 

@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 
 from trueport.frameworks import _keras_files as files
-from trueport.frameworks._base import Arrays, EditDict, Emit, GraphDict, RunResult, SignatureDict, SpecDict, Unsupported
+from trueport.frameworks._base import (
+    EDIT_KINDS,
+    Arrays,
+    EditDict,
+    Emit,
+    GraphDict,
+    RunResult,
+    SignatureDict,
+    SpecDict,
+    Unsupported,
+)
 
 NAME = "keras"
 FORMATS = {"keras": "tensorflow"}
@@ -25,7 +35,7 @@ VARIANTS = ("default", "eager", "xla")
 GRANULARITIES = ("native", "decomposed")
 """Layers, and the operators of the frozen graph that TensorFlow makes of them."""
 PRECISIONS = ("float32", "float64", "float16", "int8-dynamic", "int8")
-EDITS = ("set-parameter", "add-parameter", "set-attribute", "set-operator")
+EDITS = EDIT_KINDS
 EDIT_FILES = (
     "_keras_files",
     "_keras_model",
@@ -34,6 +44,8 @@ EDIT_FILES = (
     "_keras_wiring",
     "_keras_words",
     "_keras_operators",
+    "_keras_patch",
+    "_keras_structure",
     "_keras_apply",
 )
 
