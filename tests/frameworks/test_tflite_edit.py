@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
+import subprocess
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from trueport.frameworks import tflite
+from trueport.frameworks._base import EDIT_KINDS
 from trueport.outcome import Failure, Kind, Ok, Stage
 
 MODULE = "trueport.frameworks.tflite"
@@ -147,6 +153,10 @@ def network(x, kernel=KERNEL, bias=BIAS, pads=(1, 1, 1, 1), stride=1, activation
 # -- parameters
 
 
+def test_every_kind_of_edit_can_be_written():
+    assert sorted(tflite.EDITS) == sorted(EDIT_KINDS)
+
+
 def test_a_parameter_is_set_and_nothing_else_changes(edit, results, facts):
     kernel = KERNEL[:, ::-1].copy()
     out = edit("picture", {"kind": "set-parameter", "node": "0:conv", "parameter": "kernel", "array": "k"}, k=kernel)
@@ -251,6 +261,9 @@ def test_a_bias_is_added(edit, results, refused, graph):
     x = np.array([[1, 2, 3, 4]], np.float32)
     before = results("dynamic_range", x=x)["y"]
     np.testing.assert_allclose(results(out, x=x)["y"], before + bias, rtol=1e-6)
+    out = edit("bare", {"kind": "add-parameter", "node": "0:y", "role": "bias", "array": "a"}, a=bias)
+    assert graph(out)["constants"]["bias_3"]["quantization"]["scale"] == [0.125, 0.25]
+    np.testing.assert_array_equal(results(out, x=x)["y"], results("bare", x=x)["y"] + bias)
     failure = refused("linear", {"kind": "add-parameter", "node": "0:y:0", "role": "bias", "array": "a"}, a=bias)
     assert failure.kind is Kind.UNSUPPORTED
     assert "has a bias" in failure.message
@@ -392,6 +405,46 @@ def test_pooling_with_explicit_pads(edit, results, graph):
     np.testing.assert_allclose(got["average_pool_2d_4"], sums / counts, atol=ROUNDING)
 
 
+GRAY = np.random.default_rng(8).standard_normal((1, 7, 7, 4)).astype(np.float32)
+
+
+def test_padding_counts_on_the_strides_whatever_comes_first(edit, results):
+    kernel = np.linspace(-1, 1, 72, dtype=np.float32).reshape(2, 3, 3, 4)
+    setting = {"kind": "set-attribute", "node": "0:conv"}
+    pads = {**setting, "attribute": "pads", "value": [1, 1, 0, 0]}
+    out = edit("windows", pads, {**setting, "attribute": "strides", "value": [2, 2]})
+    np.testing.assert_allclose(results(out, x=GRAY)["conv"], conv(GRAY, kernel, 0, (1, 1, 0, 0), 2), atol=ROUNDING * 4)
+
+
+def test_sizes_are_rounded_up(edit, results):
+    settings = [
+        {"kind": "set-attribute", "node": n, "attribute": "ceil_mode", "value": 1} for n in ("1:most", "2:mean")
+    ]
+    got = results(edit("windows", *settings), x=GRAY)
+    wide = np.pad(GRAY, [(0, 0), (0, 1), (0, 1), (0, 0)], constant_values=np.nan).reshape(1, 4, 2, 4, 2, 4)
+    np.testing.assert_array_equal(got["most"], np.nanmax(wide, (2, 4)))
+    np.testing.assert_allclose(got["mean"], np.nanmean(wide, (2, 4)), atol=ROUNDING)
+
+
+def test_groups_come_with_their_weights(edit, results, refused):
+    group = {"kind": "set-attribute", "node": "0:conv", "attribute": "group", "value": 2}
+    kernel = np.linspace(-1, 1, 36, dtype=np.float32).reshape(2, 3, 3, 2)
+    out = edit(
+        "windows", group, {"kind": "set-parameter", "node": "0:conv", "parameter": "kernel", "array": "a"}, a=kernel
+    )
+    halves = [conv(GRAY[..., 2 * i : 2 * i + 2], kernel[i : i + 1], 0, (0, 0, 0, 0)) for i in (0, 1)]
+    np.testing.assert_allclose(results(out, x=GRAY)["conv"], np.concatenate(halves, -1), atol=ROUNDING * 4)
+    assert "other weights have to come with it" in refused("windows", group).message
+
+
+def test_an_activation_that_is_not_fused_follows(edit, results, refused):
+    setting = {"kind": "set-attribute", "node": "0:conv", "attribute": "activation", "value": "sigmoid"}
+    out = edit("picture", setting)
+    _, features = network(image(), activation=lambda v: 1 / (1 + np.exp(-v)))
+    np.testing.assert_allclose(results(out, image=image())["features"], features, atol=ROUNDING)
+    assert "grid of the result" in refused("steps", {**setting, "node": "3:y"}).message
+
+
 def test_the_grid_of_a_result_is_set(edit, results, graph):
     out = edit("steps", {"kind": "set-attribute", "node": "0:h0", "attribute": "y_scale", "value": 0.2})
     assert graph(out)["nodes"][0]["attributes"]["y_scale"] == pytest.approx(0.2)
@@ -405,10 +458,10 @@ def test_the_grid_of_a_result_is_set(edit, results, graph):
 
 def test_attributes_that_are_not_there(refused):
     setting = {"kind": "set-attribute", "node": "0:conv"}
-    failure = refused("picture", {**setting, "attribute": "group", "value": 2})
+    failure = refused("picture", {**setting, "attribute": "ceil_mode", "value": 1})
     assert failure.kind is Kind.UNSUPPORTED
-    assert "no attribute 'group'" in failure.message
-    assert "fuses no activation" in refused("picture", {**setting, "attribute": "activation", "value": "Gelu"}).message
+    assert "no attribute 'ceil_mode'" in failure.message
+    assert "fuses no activation" in refused("picture", {**setting, "attribute": "activation", "value": "Sin"}).message
     assert "takes 2 numbers" in refused("picture", {**setting, "attribute": "strides", "value": [1, 2, 3]}).message
     failure = refused("picture", {**setting, "attribute": "strides", "value": [2, 2]})
     assert failure.kind is Kind.UNSUPPORTED, "the flattening has its size written down"
@@ -474,6 +527,8 @@ PUT_IN = {
     "ReduceMean": ({"axes": [1, 2]}, (), lambda x: x.mean((1, 2), keepdims=True)),
     "ReduceMax": ({"axes": [-1]}, (), lambda x: x.max(-1, keepdims=True)),
     "ReduceSum": ({"axes": [3]}, (), lambda x: x.sum(3, keepdims=True)),
+    "LpNormalization": ({"axis": -1}, (), lambda x: x / np.sqrt((x**2).sum(-1, keepdims=True))),
+    "Square": ({}, (), np.square),
     "GlobalAveragePool": ({}, (), lambda x: x.mean((1, 2), keepdims=True)),
     "Transpose": ({"perm": [0, 2, 1, 3]}, (), lambda x: x.transpose(0, 2, 1, 3)),
     "Reshape": ({"shape": [0, 5, 4, 3]}, (), lambda x: x.reshape(-1, 5, 4, 3)),
@@ -631,6 +686,15 @@ def test_an_operator_is_taken_out(edit, results, graph, refused):
     assert "makes float32 of int32" in failure.message
 
 
+@pytest.mark.parametrize("names", [("1:half", "2:back"), ("2:back", "1:half"), ("1:half",), ("2:back",)])
+def test_casts_there_and_back_are_taken_out(edit, results, graph, names):
+    x = np.array([[0.1, -0.7, 3.3]], np.float32)
+    out = edit("island", *({"kind": "remove-node", "node": name} for name in names))
+    np.testing.assert_array_equal(results(out, x=x)["y"], -np.abs(x))
+    kinds = [node["native_op"] for node in graph(out)["nodes"]]
+    assert kinds.count("CAST") == (1 if names == ("1:half",) else 0)
+
+
 def test_operands_change_places_and_values(edit, results, refused):
     a, b = np.array([2.0, -3.0], np.float32), np.array([10.0, 20.0], np.float32)
     turned = edit("two_in_two_out", {"kind": "set-operator", "node": "1:product", "operator": "Sub"},
@@ -737,6 +801,35 @@ def test_layers_compute_in_float32(edit, results, graph, call):
 # -- names and files
 
 
+def test_the_listed_files_are_all_that_a_patch_needs(env, models, edit, tmp_path):
+    """Copied beside each other, with the contract, they write the same file in an interpreter that has LiteRT alone."""
+    package = tmp_path / "alone" / "trueport" / "frameworks"
+    package.mkdir(parents=True)
+    for name in ("_base", *tflite.EDIT_FILES):
+        (package / f"{name}.py").write_bytes((Path(tflite.__file__).parent / f"{name}.py").read_bytes())
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    edits = [{"kind": "insert", "value": "features", "steps": [{"operator": "Mish"}]},
+             {"kind": "set-attribute", "node": "0:conv", "attribute": "pads", "value": [2, 2, 0, 0]}]  # fmt: skip
+    expected = edit("picture", *edits)
+    program = (
+        "import sys, json; sys.path.insert(0, sys.argv[1])\n"
+        f"from trueport.frameworks import {tflite.EDIT_FILES[-1]} as last\n"
+        "last.apply(sys.argv[2], json.loads(sys.argv[3]), {}, sys.argv[4])\n"
+        "print(sorted(name for name in sys.modules if name.startswith('trueport.')))"
+    )
+    out = tmp_path / "alone.tflite"
+    told = subprocess.run(
+        [env("litert"), "-I", "-c", program, str(tmp_path / "alone"), models["picture"], json.dumps(edits), str(out)],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert out.read_bytes() == expected.read_bytes()
+    names = ["_base", *tflite.EDIT_FILES]
+    assert told.stdout.splitlines()[-1] == str(
+        sorted(["trueport.frameworks", *(f"trueport.frameworks.{name}" for name in names)])
+    )
+
+
 def test_wrong_names_are_told(refused):
     setting = {"kind": "set-parameter", "node": "0:conv", "parameter": "kernel", "array": "k"}
     assert "no operator '9:conv'" in refused("picture", {**setting, "node": "9:conv"}, k=KERNEL).message
@@ -765,9 +858,6 @@ def test_names_are_those_of_the_file_before_any_edit(edit, results):
 
 def test_files_behind_the_graph_come_along(edit, models, tmp_path):
     """Metadata of TFLite files puts labels into a ZIP archive behind the model."""
-    import shutil
-    import zipfile
-
     labelled = tmp_path / "labelled.tflite"
     shutil.copy(models["picture"], labelled)
     with zipfile.ZipFile(labelled, "a") as archive:

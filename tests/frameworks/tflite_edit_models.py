@@ -113,6 +113,39 @@ def moves(g):
     g.ends([x], outputs)
 
 
+def island(g):
+    """y = -float32(float16(|x|))."""
+    x, a, y = (g.tensor(name, "float32", [1, 3]) for name in ("x", "a", "y"))
+    half, back = g.tensor("half", "float16", [1, 3]), g.tensor("back", "float32", [1, 3])
+    g.operator("ABS", [x], [a], "AbsOptions")
+    g.operator("CAST", [a], [half], "CastOptions", inDataType=0, outDataType=1)
+    g.operator("CAST", [half], [back], "CastOptions", inDataType=1, outDataType=0)
+    g.operator("NEG", [back], [y], "NegOptions")
+    g.ends([x], [y])
+
+
+def bare(g):
+    """A dense layer on grids without a bias."""
+    x, y = g.tensor("x", "int8", [1, 4], scale=0.5, zero=3), g.tensor("y", "int8", [1, 2], scale=0.5, zero=-10)
+    w = g.constant("w", np.array([[1, -2, 3, 4], [5, 6, -7, 8]], np.int8), scale=[0.25, 0.5])
+    g.operator("FULLY_CONNECTED", [x, w, -1], [y], "FullyConnectedOptions")
+    g.model.operatorCodes[-1].version = 4
+    g.ends([x], [y])
+
+
+def windows(g):
+    """A convolution of four channels and a pooling, side by side on a picture of 7 by 7, without padding."""
+    x = g.tensor("x", "float32", [1, 7, 7, 4])
+    kernel = g.constant("kernel", np.linspace(-1, 1, 2 * 3 * 3 * 4, dtype=np.float32).reshape(2, 3, 3, 4))
+    conv, most = g.tensor("conv", "float32", [1, 5, 5, 2]), g.tensor("most", "float32", [1, 3, 3, 4])
+    mean = g.tensor("mean", "float32", [1, 3, 3, 4])
+    bias = g.constant("bias", np.zeros(2, np.float32))
+    g.operator("CONV_2D", [x, kernel, bias], [conv], "Conv2DOptions", strideH=1, strideW=1, padding=1)
+    for code, out in (("MAX_POOL_2D", most), ("AVERAGE_POOL_2D", mean)):
+        g.operator(code, [x], [out], "Pool2DOptions", filterHeight=2, filterWidth=2, strideH=2, strideW=2, padding=1)
+    g.ends([x], [conv, most, mean])
+
+
 def write(folder):
     """Write the models of this file; returns name -> path."""
     import tflite_models
@@ -121,7 +154,7 @@ def write(folder):
     try:
         tflite_models.MODELS = {
             function.__name__: function
-            for function in (picture, shared, shared_half, steps, middle, middle_int8, moves)
+            for function in (picture, shared, shared_half, steps, middle, middle_int8, moves, island, bare, windows)
         }
         return tflite_models.write(folder)
     finally:

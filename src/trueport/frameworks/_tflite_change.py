@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from trueport.frameworks._base import Unsupported
-from trueport.frameworks._tflite_editor import Editor, Node, run_on_zeros, text
+from trueport.frameworks._tflite_editor import OPTIMISED, PLAIN, Editor, Node, run_on_zeros, text
 from trueport.frameworks._tflite_emit import Emitter
 
 
@@ -24,11 +24,14 @@ class Change:
         self.edit = Editor(path)
         self.arrays = arrays
         self.main = self.edit.main
+        self.items = list(self.main.operators or ())
         self.notes: list[str] = []
         self.before = self.edit.model.content() or self.edit.model.data
+        self.was = {id(item): [int(index) for index in item.inputs] for item in self.items}
+        self.implied: list[tuple[Any, str, Any]] = []
+        """(operator, attribute, value) that its weights say, and have to say in the end."""
         self.resized = False
         """Whether an input has got another shape, so that every recorded shape is old."""
-        self.items = list(self.main.operators or ())
         self.names = {self.edit.name(node): node.item for node in self.edit.nodes()}
         self.values = {tensor.name: tensor.number for tensor in self.edit.model.tensors}
         self.read = {int(index) for item in self.main.operators or () for index in item.inputs if int(index) >= 0}
@@ -143,8 +146,14 @@ def record_shapes(change: Change) -> None:
     Raises Unsupported when LiteRT cannot run it, or cannot at another size where an edit has freed one.
     """
     edit, graph = change.edit, change.main
-    found = run_on_zeros(edit.content(), {})
+    try:
+        found = run_on_zeros(edit.content(), {}, kernels=(PLAIN,))
+    except Unsupported:
+        if _runs(change.before):
+            raise
+        found = run_on_zeros(edit.content(), {}, kernels=(OPTIMISED,))
     written = sorted({int(index) for item in graph.operators for index in item.outputs})
+    written = [index for index in written if found[index] is not None]
     other = [index for index in written if edit.shape(graph.tensors[index]) != found[index]]
     if any(index < change.tensors for index in other) and not change.resized:
         before = run_on_zeros(change.before, {})
@@ -164,7 +173,32 @@ def record_shapes(change: Change) -> None:
                 raise Unsupported(f"the size is fixed further on in the model: {error}") from error
             change.notes.append("the model runs at the recorded sizes of its inputs only")
     for index in other:
-        tensor = graph.tensors[index]
-        tensor.shape, tensor.hasRank = found[index], True
-        follows = [-1 if one != two else one for one, two in zip(found[index], grown[index])]
+        tensor, now, then = graph.tensors[index], found[index] or [], grown[index] or []
+        tensor.shape, tensor.hasRank = now, True
+        follows = [-1 if one != two else one for one, two in zip(now, then)]
         tensor.shapeSignature = follows if -1 in follows else None
+
+
+def _runs(content: bytes) -> bool:
+    """Whether a file runs on the plain kernels."""
+    try:
+        run_on_zeros(content, {}, kernels=(PLAIN,))
+    except Unsupported:
+        return False
+    return True
+
+
+def check_implied(change: Change) -> None:
+    """Raise Unsupported where an attribute was asked for that the weights do not say."""
+    for item, name, value in change.implied:
+        node = change.edit.node(change.main, item)
+        data, weights = (change.edit.tensor(node, slot) for slot in (0, 1))
+        if data is None or weights is None:
+            continue
+        channels, kernel = change.edit.shape(data)[-1], change.edit.shape(weights)
+        groups = channels if node.code == "DEPTHWISE_CONV_2D" else channels // max(1, kernel[3])
+        found = groups if name == "group" else kernel[1:3]
+        if found != value:
+            raise Unsupported(
+                f"'{name}' of {node.code} is what its weights say, {found}: other weights have to come with it"
+            )

@@ -12,7 +12,7 @@ from trueport.frameworks import _tflite_kinds as kinds
 from trueport.frameworks import _tflite_layers as layers
 from trueport.frameworks import _tflite_operators  # noqa: F401 -- fills the table of operators
 from trueport.frameworks._base import Arrays, EditDict, Unsupported
-from trueport.frameworks._tflite_change import Change, in_order, prune, record_shapes
+from trueport.frameworks._tflite_change import Change, check_implied, in_order, prune, record_shapes
 from trueport.frameworks._tflite_editor import Node, text
 from trueport.frameworks._tflite_emit import Emitter, Operand, ints
 
@@ -246,6 +246,25 @@ KINDS: dict[str, Callable[[Change, EditDict], None]] = {
 }
 
 
+def _sorted(edits: Sequence[EditDict]) -> list[EditDict]:
+    """The edits, but of the attributes of one operator in a row its padding last: what it takes depends on the others."""
+    found: list[EditDict] = []
+    row: list[EditDict] = []
+    for edit in edits:
+        if row and (edit["kind"] != "set-attribute" or edit["node"] != row[0]["node"]):
+            found += sorted(row, key=_late)
+            row = []
+        if edit["kind"] == "set-attribute":
+            row.append(edit)
+        else:
+            found.append(edit)
+    return found + sorted(row, key=_late)
+
+
+def _late(edit: EditDict) -> int:
+    return {"pads": 1, "auto_pad": 1, "padding": 1, "nearest_mode": 1, "ceil_mode": 2}.get(edit["attribute"], 0)
+
+
 def apply(path: str, edits: Sequence[EditDict], arrays: Arrays, out: str) -> dict[str, Any]:
     """Write a copy of the file with the edits applied, one after the other.
 
@@ -253,11 +272,12 @@ def apply(path: str, edits: Sequence[EditDict], arrays: Arrays, out: str) -> dic
     an edit cannot be written at its place or LiteRT cannot run what comes out.
     """
     change = Change(path, arrays)
-    for edit in edits:
+    for edit in _sorted(edits):
         kind = KINDS.get(edit["kind"])
         if kind is None:
             raise Unsupported(f"edits of kind '{edit['kind']}' cannot be written into a TFLite file")
         kind(change, edit)
+    check_implied(change)
     in_order(change.main)
     prune(change)
     record_shapes(change)

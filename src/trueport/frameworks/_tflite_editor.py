@@ -387,9 +387,11 @@ class Editor:
         except Unsupported:  # a size is fixed in the operator itself
             others = shapes
         for index, place in zip(item.outputs, places):
-            tensor = graph.tensors[int(index)]
-            tensor.shape, tensor.hasRank = shapes[place], True
-            follows = [-1 if one != other else one for one, other in zip(shapes[place], others[place])]
+            tensor, now, larger_now = graph.tensors[int(index)], shapes[place], others[place]
+            if now is None or larger_now is None:
+                raise Unsupported(f"the shape of '{text(tensor.name)}' would depend on values")
+            tensor.shape, tensor.hasRank = now, True
+            follows = [-1 if one != other else one for one, other in zip(now, larger_now)]
             tensor.shapeSignature = follows if -1 in follows else None
 
     def _alone_in_a_file(self, graph: Any, item: Any) -> tuple[Any, dict[int, int]]:
@@ -433,15 +435,25 @@ class Editor:
         Path(out).write_bytes(self.content())
 
 
-def run_on_zeros(content: bytes, sizes: Mapping[int, Sequence[int]], *, invoke: bool = True) -> list[list[int]]:
-    """Let LiteRT allocate a file, `sizes` given to these inputs, and run it; returns the shape of every tensor.
+PLAIN, OPTIMISED = "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "AUTO"
+"""Sets of kernels: the first checks more, the second has some for float16 that the first lacks."""
 
-    Raises Unsupported with what LiteRT says when it cannot.
+
+def run_on_zeros(
+    content: bytes,
+    sizes: Mapping[int, Sequence[int]],
+    *,
+    invoke: bool = True,
+    kernels: Sequence[str] = (PLAIN, OPTIMISED),
+) -> list[list[int] | None]:
+    """Let LiteRT allocate a file, `sizes` given to these inputs, and run it; returns the shape of every tensor, if it has one.
+
+    kernels: sets of kernels, tried in this order. Raises Unsupported with what LiteRT says when none can.
     """
     from ai_edge_litert import interpreter as litert
 
     why = ""
-    for resolver in ("BUILTIN_WITHOUT_DEFAULT_DELEGATES", "AUTO"):  # the first lacks some kernels for float16
+    for resolver in kernels:
         try:
             made = litert.Interpreter(
                 model_content=content, experimental_op_resolver_type=litert.OpResolverType[resolver]
@@ -455,10 +467,18 @@ def run_on_zeros(content: bytes, sizes: Mapping[int, Sequence[int]], *, invoke: 
             if invoke:
                 made.invoke()
             count = max((details["index"] for details in made.get_tensor_details()), default=-1) + 1
-            return [[int(size) for size in made._get_tensor_details(index, 0)["shape"]] for index in range(count)]
+            return [_shape_of(made, index) for index in range(count)]
         except (RuntimeError, ValueError) as error:
             why = why or next(iter(str(error).strip().splitlines()), "no reason given")
     raise Unsupported(f"LiteRT cannot run the changed model: {why[:300]}")
+
+
+def _shape_of(interpreter: Any, index: int) -> list[int] | None:
+    """None for what kernels keep for themselves, and for what has no shape before it is computed."""
+    try:
+        return [int(size) for size in interpreter._get_tensor_details(index, 0)["shape"]]
+    except ValueError:
+        return None
 
 
 def text(name: Any) -> str:

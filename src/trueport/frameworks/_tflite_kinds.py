@@ -26,6 +26,9 @@ def set_parameter(change: Change, edit: EditDict) -> None:
         raise ValueError(f"{Path(change.edit.model.path).name} has no constant '{name}'")
     meant = {change.values[name], change.value(name)}
     slots = [slot for slot, index in enumerate(node.item.inputs) if int(index) in meant]
+    if not slots:  # an edit before may have given the node a copy
+        was = change.was.get(id(node.item), [])
+        slots = [slot for slot, index in enumerate(was) if index in meant and change.edit.stored(node, slot)]
     if not slots:
         raise ValueError(f"the operator '{edit['node']}' does not read '{name}'")
     for slot in slots:
@@ -53,6 +56,9 @@ def _set_inner(change: Change, node: Node, name: str, array: np.ndarray, grid: s
 
 def set_attribute(change: Change, edit: EditDict) -> None:
     node = change.node(edit["node"])
+    if edit["attribute"] in ("group", "kernel_shape") and node.code in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+        change.implied.append((node.item, edit["attribute"], edit.get("value")))
+        return
     settings.set_attribute(change.edit, node, edit["attribute"], edit.get("value"))
 
 
@@ -76,10 +82,22 @@ def remove_node(change: Change, edit: EditDict) -> None:
     if any(int(index) != int(node.item.outputs[0]) for index in used):
         raise Unsupported("the operator has several results, and one operand cannot stand for all of them")
     result, index = reads.result(node), int(node.item.inputs[slot])
+    writer = reads.writer(change.main, index)
+    if node.code == "CAST" and writer is not None and writer.code == "CAST":
+        first = reads.tensor(writer, 0)
+        if first is not None and first.type == result.type and not reads.is_output(node):
+            index, operand = int(writer.item.inputs[0]), first  # two casts, there and back
+            reads.rewire(node, slot, index)
     real = [reads.quantised(tensor) or reads.dtype(tensor) == "float32" for tensor in (operand, result)]
+    behind = reads.readers(change.main, int(node.item.outputs[0]))
+    casts = [reader for reader in behind if reader.code == "CAST"]
+    if node.code == "CAST" and len(casts) == len(behind) and not reads.is_output(node):
+        for reader in casts:
+            reads.reads_instead(reader, int(node.item.outputs[0]), index)
+            reader.item.builtinOptions.inDataType = operand.type
+        return
     if operand.type != result.type and not all(real):
         raise Unsupported(f"the operator makes {reads.dtype(result)} of {reads.dtype(operand)}")
-    writer = reads.writer(change.main, index)
     given_out = {int(other) for other in change.main.outputs}
     stuck = reads.is_output(node) and (writer is None or index in given_out)
     if reads.same_grid(operand, result) and not stuck:

@@ -17,9 +17,11 @@ Operands = list[Any]
 def _pool(code: str) -> Any:
     def write(e: Emitter, operands: Operands, given: Attributes) -> Operand:
         window = Window.of(given.get("kernel_shape", ()), given)
-        if window.dilations != [1, 1] or given.get("ceil_mode"):
-            raise Unsupported("TFLite's pooling has neither dilations nor ceil_mode")
+        if window.dilations != [1, 1]:
+            raise Unsupported("TFLite's pooling has no dilations")
         same, pads = window.placed(e, operands[0])
+        if given.get("ceil_mode") and not same:
+            pads = _rounded_up(e, operands[0], window, pads or [0, 0, 0, 0])
         average = code == "AVERAGE_POOL_2D"
         if same and average and given.get("count_include_pad") and window.pads is not None:
             same, pads = False, window.pads
@@ -43,6 +45,19 @@ def _pooled(e: Emitter, code: str, data: Operand, window: Window, same: bool) ->
     (height, width), (down, right) = window.kernel, window.strides
     size = {"filterHeight": height, "filterWidth": width, "strideH": down, "strideW": right}
     return e.op(code, [data], "Pool2DOptions", padding=0 if same else 1, **size)
+
+
+def _rounded_up(e: Emitter, data: Operand, window: Window, pads: list[int]) -> list[int] | None:
+    """Pads with which a window that begins on the picture, or on the padding before it, is not dropped at the end."""
+    ends = []
+    for axis, size in enumerate(e.fixed(data, [1, 2], "ceil_mode")):
+        width, step = window.kernel[axis], window.strides[axis]
+        count = -(-(size + pads[axis] + pads[2 + axis] - width) // step) + 1
+        if (count - 1) * step >= size + pads[axis]:
+            count -= 1
+        ends.append(max(pads[2 + axis], (count - 1) * step + width - size - pads[axis]))
+    found = [*pads[:2], *ends]
+    return found if any(found) else None
 
 
 def _lowest(e: Emitter, data: Operand) -> float:

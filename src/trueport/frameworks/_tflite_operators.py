@@ -154,6 +154,16 @@ def _norm(e: Emitter, operands: Operands, given: Attributes) -> Operand:
     return e.op("SQRT", [_reduction("SUM")(e, squares, given)])
 
 
+def _lp_normalised(e: Emitter, operands: Operands, given: Attributes) -> Operand:
+    data, order = operands[0], int(given.get("p", 2))
+    if order not in (1, 2):
+        raise Unsupported(f"LpNormalization of order {order} is not written; 1 and 2 are")
+    axes = [axis_of(e, data, given, -1)]
+    if order == 1:
+        return div(e, data, reduced(e, "SUM", e.op("ABS", [data], "AbsOptions"), axes))
+    return div(e, data, e.op("SQRT", [reduced(e, "SUM", mul(e, data, data), axes)]))
+
+
 def _global(code: str) -> Any:
     """Over the axes between the batch and the channels, which come last."""
     return lambda e, operands, given: reduced(e, code, operands[0], list(range(1, len(e.shape(operands[0])) - 1)))
@@ -389,11 +399,13 @@ RULES.update({
     "HardSigmoid": Rule(_hard_sigmoid), "Identity": Rule(lambda e, operands, given: operands[0], True),
     "InstanceNormalization": Rule(_instance_norm), "LayerNormalization": Rule(_layer_norm), "LeakyRelu": Rule(_leaky),
     "LogSoftmax": Rule(_softmax("LOG_SOFTMAX", "LogSoftmaxOptions")),
+    "LpNormalization": Rule(_lp_normalised),
     "Mish": Rule(_mish), "Pad": Rule(_pad, True), "PRelu": Rule(_prelu),
     "Reciprocal": Rule(lambda e, operands, given: div(e, 1.0, operands[0])), "ReduceL2": Rule(_norm),
     "Relu": Rule(emit.unary("RELU"), True), "Relu6": Rule(emit.unary("RELU6"), True), "Reshape": Rule(_reshape, True),
     "Reverse": Rule(_reverse, True), "Selu": Rule(_selu), "Slice": Rule(_slice, True),
     "Softmax": Rule(_softmax("SOFTMAX", "SoftmaxOptions")), "Softplus": Rule(_softplus), "Softsign": Rule(_softsign),
+    "Square": Rule(lambda e, operands, given: mul(e, operands[0], operands[0])),
     "SpaceToDepth": Rule(_depth("SPACE_TO_DEPTH", "SpaceToDepthOptions"), True), "Split": Rule(_split, True),
     "Squeeze": Rule(_squeeze, True), "Swish": Rule(_swish), "Tile": Rule(_tile), "Transpose": Rule(_transpose, True),
     "Unsqueeze": Rule(_unsqueeze, True),

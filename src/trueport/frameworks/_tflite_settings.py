@@ -26,6 +26,9 @@ PADS = ("PAD", "PADV2", "MIRROR_PAD")
 RESIZES = ("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR")
 CLIPS = {"RELU": (0, math.inf), "RELU6": (0, 6), "RELU_N1_TO_1": (-1, 1), "RELU_0_TO_1": (0, 1)}
 LAST_AXIS = {"SOFTMAX": "Softmax", "LOG_SOFTMAX": "LogSoftmax"}
+BEHIND = ("Relu", "Relu6", "Tanh", "Sigmoid", "Elu", "Selu", "Swish", "Silu", "Gelu", "Mish", "Softplus", "Softsign",
+          "HardSwish", "Exp", "Softmax")  # fmt: skip
+"""Activations that may follow an operator which does not fuse them."""
 ACTIVATIONS = ("none", "relu", "relun1to1", "relu6", "tanh", "signbit")
 _EITHER = {
     "strides": ("strideD", "strideH", "strideW"),
@@ -65,10 +68,19 @@ def _before(edit: Editor, node: Node, slot: int, e: Emitter, made: Operand) -> N
 
 
 def _activation(edit: Editor, node: Node, name: str, value: Any) -> None:
+    """What TFLite does not fuse follows as an operator of its own."""
     wanted = str(value or "none").replace("_", "").lower()
-    if wanted not in ACTIVATIONS:
+    fusing = hasattr(node.item.builtinOptions, "fusedActivationFunction")
+    if fusing:
+        node.item.builtinOptions.fusedActivationFunction = ACTIVATIONS.index(wanted) if wanted in ACTIVATIONS else 0
+    if wanted == "none" or (fusing and wanted in ACTIVATIONS):
+        return
+    operator = next((name for name in BEHIND if name.lower() == wanted), None)
+    if operator is None:
         raise Unsupported(f"TFLite fuses no activation '{value}'; it has {', '.join(ACTIVATIONS[1:5])}")
-    node.item.builtinOptions.fusedActivationFunction = ACTIVATIONS.index(wanted)
+    if edit.quantised(edit.result(node)):
+        raise Unsupported(f"the grid of the result is that of another activation than '{value}'")
+    _behind(edit, node, lambda e, whole: e.emit(operator, [whole], {})[0])
 
 
 def _list(edit: Editor, node: Node, name: str, value: Any) -> None:
@@ -171,7 +183,8 @@ def _counted(edit: Editor, node: Node, name: str, value: Any) -> None:
     """An average that counts its padding: pads written out, where there are any."""
     options = node.item.builtinOptions
     if not value or int(options.padding) == 1:
-        return
+        raise Unsupported("an average of TFLite leaves its padding out, and this one has none" if value else
+                          "an average of TFLite leaves its padding out already")  # fmt: skip
     window = [options.filterHeight, options.filterWidth]
     steps = [options.strideH, options.strideW]
     e = _emitter(edit, node)
@@ -179,6 +192,15 @@ def _counted(edit: Editor, node: Node, name: str, value: Any) -> None:
     totals = [max(0, (-(-size // step) - 1) * step + width - size) for size, step, width in zip(sizes, steps, window)]
     pads = [total // 2 for total in totals] + [total - total // 2 for total in totals]
     _pool_again(edit, node, {"kernel_shape": window, "strides": steps, "pads": pads, "count_include_pad": 1})
+
+
+def _rounded(edit: Editor, node: Node, name: str, value: Any) -> None:
+    """Sizes rounded up are padding at the end; rounded down they are TFLite's VALID."""
+    options = node.item.builtinOptions
+    if int(options.padding) == 0 or not value:
+        raise Unsupported(f"the size of the result is rounded {'up' if int(options.padding) == 0 else 'down'} already")
+    window, steps = [options.filterHeight, options.filterWidth], [options.strideH, options.strideW]
+    _pool_again(edit, node, {"kernel_shape": window, "strides": steps, "pads": [0, 0, 0, 0], "ceil_mode": 1})
 
 
 def _transposed_conv(edit: Editor, node: Node, name: str, value: Any) -> None:
@@ -189,8 +211,12 @@ def _transposed_conv(edit: Editor, node: Node, name: str, value: Any) -> None:
     e.fixed(data, [1, 2], "a transposed convolution")
     kernel, steps = edit.shape(edit.tensor(node, 1)), [int(options.strideH), int(options.strideW)]
     full = [(size - 1) * step + width for size, step, width in zip((rows, columns), steps, kernel[1:3])]
-    if name == "output_shape":
-        sizes = [int(size) for size in np.ravel(value)]
+    if name in ("output_shape", "auto_pad"):
+        way = str(value).upper() if name == "auto_pad" else ""
+        if way and way not in ("SAME", "SAME_UPPER", "VALID"):
+            raise Unsupported(f"a transposed convolution of TFLite is padded SAME or VALID, not {value}")
+        same = [size * step for size, step in zip((rows, columns), steps)]
+        sizes = (full if way == "VALID" else same) if way else [int(size) for size in np.ravel(value)]
         sizes = sizes[1:3] if len(sizes) == 4 else sizes
         options.padding = 1 if sizes == full else 0
         constants.set_constant(edit, node, 0, ints([batch, *sizes, kernel[0]]), "keep")
@@ -206,18 +232,19 @@ def _transposed_conv(edit: Editor, node: Node, name: str, value: Any) -> None:
         return
     options.padding = 1
     constants.set_constant(edit, node, 0, ints([batch, *full, kernel[0]]), "keep")
-    _cut(edit, node, [0, pads[0], pads[1], 0], [FAR, pads[0] + sizes[0], pads[1] + sizes[1], FAR])
+    ends = [FAR, pads[0] + sizes[0], pads[1] + sizes[1], FAR]
+    _behind(edit, node, lambda e, whole: strided(e, whole, [0, pads[0], pads[1], 0], ends, [1, 1, 1, 1]))
 
 
-def _cut(edit: Editor, node: Node, starts: list[int], ends: list[int]) -> None:
-    """Let a node's result be cut before anybody reads it."""
+def _behind(edit: Editor, node: Node, write: Callable[[Emitter, int], int]) -> None:
+    """Let a node's result be what `write` makes of it, before anybody reads it."""
     result = int(node.item.outputs[0])
     whole = edit.like(node.graph, result, edit.fresh_name(node.graph, text(edit.result(node).name) + "/whole"))
     node.item.outputs = [whole, *[int(index) for index in node.item.outputs[1:]]]
     edit.rewritten(node.graph)
     edit.complete(node.graph, node.item)
     e = Emitter(edit, node.graph, text(node.graph.tensors[result].name))
-    e.write_to(strided(e, whole, starts, ends, [1, 1, 1, 1]), result)
+    e.write_to(write(e, whole), result)
     e.put_in()
 
 
@@ -362,9 +389,11 @@ def _resize(edit: Editor, node: Node, name: str, value: Any) -> None:
             raise Unsupported(f"TFLite does not resize in mode '{value}'")
         nearest = value == "nearest"
     else:
-        wanted = "round_prefer_ceil" if flags["alignCorners"] else "floor"
-        if nearest and value != wanted:
-            raise Unsupported(f"TFLite takes the nearest pixel by '{wanted}' with these coordinates")
+        half = flags["halfPixelCenters"] and not flags["alignCorners"]
+        ways_there = ("floor", "round_prefer_ceil") if half else (
+            ("round_prefer_ceil",) if flags["alignCorners"] else ("floor",))  # fmt: skip
+        if nearest and value not in ways_there:
+            raise Unsupported(f"TFLite takes the nearest pixel by '{ways_there[0]}' with these coordinates")
     kind = ("NEAREST_NEIGHBOR", "NearestNeighbor") if nearest else ("BILINEAR", "Bilinear")
     edit.turn_into(node.item, f"RESIZE_{kind[0]}", f"Resize{kind[1]}Options", **flags)
 
@@ -410,11 +439,11 @@ def _is(codes: tuple[str, ...] | Mapping[str, Any], *names: str) -> Callable[[Ed
 
 
 _WAYS: tuple[tuple[Callable[[Editor, Node, str], bool], Callable[[Editor, Node, str, Any], None]], ...] = (
-    (lambda edit, node, name: name == "activation" and hasattr(node.item.builtinOptions, "fusedActivationFunction"),
-     _activation),
+    (lambda edit, node, name: name == "activation", _activation),
     (_is(WINDOWS, "pads", "auto_pad"), _padding),
     (_is(("AVERAGE_POOL_2D",), "count_include_pad"), _counted),
-    (_is(("TRANSPOSE_CONV",), "pads", "output_shape"), _transposed_conv),
+    (_is(("AVERAGE_POOL_2D", "MAX_POOL_2D"), "ceil_mode"), _rounded),
+    (_is(("TRANSPOSE_CONV",), "pads", "output_shape", "auto_pad"), _transposed_conv),
     (_has_list, _list),
     (_is(PADS, "pads", "mode", "value"), _pad),
     (_is(("SLICE", "STRIDED_SLICE"), "starts", "ends", "steps", "window"), _sliced),
