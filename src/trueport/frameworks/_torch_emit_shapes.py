@@ -147,7 +147,8 @@ def _pad(place: Place, operands: Sequence[Any], attributes: Attributes) -> Call:
         begins[axis], ends[axis] = int(pads[index]), int(pads[index + len(axes)])
     known = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
     pairs = sides(begins, ends)
-    while len(pairs) > 2 and pairs[-2:] == [0, 0]:
+    least = 2 if mode == "constant" else 2 * max(rank - 2, 1)  # the other modes want all axes behind the channels
+    while len(pairs) > least and pairs[-2:] == [0, 0]:
         del pairs[-2:]
     return made("pad.default", operands[0], pairs, known[mode], float(fill[0]) if mode == "constant" else None)
 
