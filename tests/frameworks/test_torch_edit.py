@@ -162,7 +162,7 @@ def test_an_edit_computes_what_pytorch_computes(torch, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_what_no_edit_names_stays_as_it_was(torch, case):
-    edits, arrays, path = torch.case(case)
+    edits, _, path = torch.case(case)
     before, after = (torch.made("facts", path=one) for one in (torch.net, path))
     for name in ("ranges", "calls", "extra"):
         assert after[name] == before[name], name
