@@ -122,9 +122,9 @@ def chain_around(scene: Scene, value: str) -> Chain:
 
 
 def _moves(scene: Scene, node: Node) -> bool:
-    return (
-        kind(node) in MOVERS and len(scene.theirs.data(node)) == 1 and len([name for name in node.outputs if name]) == 1
-    )
+    """Whether a node only moves what it reads first; its shape may be worked out from the inputs."""
+    single = len([name for name in node.outputs if name]) == 1
+    return kind(node) in MOVERS and single and node.inputs[0] in scene.theirs.dynamic
 
 
 # -- what may be done -----------------------------------------------------------------------------------------------------
@@ -170,8 +170,8 @@ class Check:
     def heals(self, change: Change) -> bool:
         """Whether the chain, changed like this, gives the mended value."""
         order = self.run(change)
-        if order is None or order.shape != self.shape:
-            return False
+        if order is None or (order.shape != self.shape and change.what not in ("turn", "replace")):
+            return False  # a value that was put in has the shape of the file, which a wrong transpose gave it
         key = (change.what, change.place, order.tobytes())
         if key in self.seen:  # another order of axes of size 1
             return False
