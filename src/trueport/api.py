@@ -225,6 +225,7 @@ def repair(
     task: str = "auto",
     seconds: float = mending.SECONDS,
     attempts: int = mending.ATTEMPTS,
+    tools: bool = True,
     settings: Settings = Settings(),  # noqa: B008 -- frozen
     session: Session | None = None,
     progress: Progress | None = None,
@@ -239,6 +240,7 @@ def repair(
             unless it is nearer to the source.
         seconds: time for the search, after which the best so far is taken.
         attempts: changes that are tried, after which the best so far is taken.
+        tools: where no change makes it faithful, look for another tool, option or version that does, and take its result.
 
     Returns:
         A `Repair`; `.status` is the answer, `.edits` what was changed, `.output` where the mended model lies.
@@ -272,6 +274,7 @@ def repair(
             precision=precision,
             task=task,
             budget=Budget(seconds=seconds, attempts=attempts),
+            tools=tools,
         )
         if made.after is None or made.artifact is None:
             return made

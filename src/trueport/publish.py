@@ -7,6 +7,7 @@ same place removes such leftovers of processes that no longer run.
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
 import re
 import shutil
@@ -37,9 +38,11 @@ def check_model(out: Path, source: Path, format: str, *, folder: bool) -> None:
 
 
 def check_apart(out: Path, given: Path) -> None:
-    """Make sure that a result does not replace the model that it is made from. Raises UsageError."""
+    """Make sure that a result replaces nothing of the model that it is made from, which may be a folder. Raises UsageError."""
     if out.exists() and out.resolve() == given.resolve():
         raise UsageError(f"{out} is the model to be mended, which is never written to; give another place with -o")
+    if given.is_dir() and out.resolve().is_relative_to(given.resolve()):
+        raise UsageError(f"{out} lies in the model to be mended, which is never written to; give another place with -o")
 
 
 def _is_model(folder: Path, format: str) -> bool:
@@ -78,7 +81,8 @@ def model(made: Path, out: Path) -> None:
     """Put a finished model at `out`, so that `out` is never half-written. Raises UsageError when it cannot be.
 
     Files beside `made` are its external weights: the model refers to them by name, so they go beside `out` under
-    their own names, and before it. A model that stood at `out` is withdrawn first, for its weights may be among those.
+    their own names, and before it; one that lies there already stays untouched. A model that stood at `out` is withdrawn
+    first, for its weights may be among those. Other files of such a name are another model's, and never replaced.
     """
     partial = partial_name(out)
     try:
@@ -90,6 +94,9 @@ def model(made: Path, out: Path) -> None:
             return
         shutil.copyfile(made, partial)
         sides = [side for side in made.parent.iterdir() if side != made and side.is_file()]
+        sides = [side for side in sides if not _same(side, out.parent / side.name)]
+        for side in sides:
+            _check_side(out, out.parent / side.name)
         if sides:
             out.unlink(missing_ok=True)
         for side in sides:
@@ -101,6 +108,20 @@ def model(made: Path, out: Path) -> None:
         ) from error
     finally:
         _remove(partial)
+
+
+def _same(side: Path, there: Path) -> bool:
+    """Whether a file lies there already, byte for byte."""
+    return there.is_file() and there.stat().st_size == side.stat().st_size and filecmp.cmp(side, there, shallow=False)
+
+
+def _check_side(out: Path, there: Path) -> None:
+    """Make sure that external weights replace only those of an earlier model at `out`. Raises UsageError."""
+    if there.exists() and not there.name.startswith(out.name):
+        raise UsageError(
+            f"{there} is in the way: the model for {out} has weights in a file of that name, and this one may be another "
+            f"model's; give a place in another folder with -o"
+        )
 
 
 def _exchange(partial: Path, out: Path) -> None:

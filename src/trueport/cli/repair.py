@@ -40,6 +40,13 @@ def repair(
     ] = None,
     seconds: Annotated[float, typer.Option(metavar="S", help="Time for the search; then the best so far.")] = SECONDS,
     attempts: Annotated[int, typer.Option(metavar="N", help="Changes to try; then the best so far.")] = ATTEMPTS,
+    tools: Annotated[
+        bool,
+        typer.Option(
+            "--tools/--no-tools",
+            help="Where no change helps, look for another tool, option or version, which converts anew.",
+        ),
+    ] = True,
     checkpoint: options.Checkpoint = None,
     source_format: options.SourceFormat = None,
     target_format: options.TargetFormat = None,
@@ -80,6 +87,7 @@ def repair(
             task=task,
             seconds=seconds,
             attempts=attempts,
+            tools=tools,
             settings=settings,
             progress=progress,
         )

@@ -66,6 +66,8 @@ def repaired(reference: Reference, result: Conversion, given: Feeds, *, unseen: 
             precision=judged.declared_precision,
             task=task,
             budget=Budget(seconds=SECONDS),
+            attempt=kept,
+            others=tuple(attempt for attempt in result.attempts if attempt is not kept),
         )
         if made.artifact is None:
             return replace(result, repair=made)

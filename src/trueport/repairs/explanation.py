@@ -19,6 +19,9 @@ def compose(made: Repair) -> str:
         stopped = " before the search was interrupted" if made.interrupted else ""
         none = ", and none brought it nearer" if made.attempts else ""
         return f"{name} could not be mended to compute what {made.source.path.name} computes: {tried}{stopped}{none}."
+    if made.command:
+        fall = f"the deviation falls from {before} to {after}"
+        return f"No change to {name} makes it faithful, but converted another way the model is: {fall}. {made.command}"
     how = _changes(len(made.edits))
     if made.status is Status.REPAIRED:
         head = f"{name} is faithful after {how}: on inputs that the search never saw the deviation falls from {before} to {after}."

@@ -183,7 +183,12 @@ def reason(document: Document) -> str:
         return headline(document)[1]
     said = str(verify["reason"])
     if mended is not None and mended["output"]:
-        return f"after {changes(len(mended['edits']))} to the converted file: {said}"
+        how = (
+            "converted another way"
+            if mended["command"]
+            else f"after {changes(len(mended['edits']))} to the converted file"
+        )
+        return f"{how}: {said}"
     return said
 
 
