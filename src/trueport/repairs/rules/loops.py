@@ -1,7 +1,7 @@
 """WB: constants in the body of a loop that are the source's, and stand in the wrong place or the wrong way round.
 
-Rewrite: `set-parameter` of a constant inside a loop that computes a recurrent layer step by step: one that stands there
-twice, to a part of the source's that stands nowhere; a square matrix, to its transpose; a single number that nobody
+Rewrite: `set-parameter` of a constant inside a loop that computes a recurrent layer step by step: one that is zero or
+stands there twice, to a part of the source's that stands nowhere; a square matrix, to its transpose; a single number that nobody
 writes down, to the one that was meant.
 Does not apply where the region has no loop, or where its constants leave no such doubt.
 """
@@ -41,7 +41,7 @@ def propose(scene: Scene) -> list[Proposal] | str:
     if region is None or not nodes:
         return "no loop of the target stands in the region"
     proposals = []
-    for doubt, way in ((0.15, _twice), (0.25, _turned), (0.3, _numbers)):
+    for doubt, way in ((0.15, _astray), (0.25, _turned), (0.3, _numbers)):
         edits = [edit for node in nodes for edit in way(scene, region, node)]
         proposals += [
             Proposal(edits=(edit,), doubt=min(doubt + 0.01 * place, 0.45)) for place, edit in enumerate(edits)
@@ -61,21 +61,23 @@ def _set(scene: Scene, item: Parameter, array: np.ndarray, label: str, reason: s
         yield setting(scene, item, place, Option(array.reshape(item.array.shape), label), reason, NAME)
 
 
-def _twice(scene: Scene, region: Region, node: Node) -> Iterator[Edit]:
-    """Constants that two operators of the body have alike, while a part of the source of their size is nowhere."""
+def _astray(scene: Scene, region: Region, node: Node) -> Iterator[Edit]:
+    """Constants that two operators of the body have alike, or that are zero, while a part of the source of their size is
+    nowhere."""
     inner = _inner(scene, node)
     arrays = {", ".join(known.names): layouts.tight(known.array) for known in region.pool.raw}
     for place, (item, own) in enumerate(inner):
         twins = [other for number, (_, other) in enumerate(inner) if number != place and other.shape == own.shape]
-        if own.ndim not in (1, 2) or not np.any(own) or not any(np.array_equal(own, other) for other in twins):
+        lost = own.ndim == 1 and not np.any(own)
+        if own.ndim not in (1, 2) or not (lost or any(np.array_equal(own, other) for other in twins)):
             continue
         free = [
             (name, part)
             for name, part in recurrent.alike_parts(own, arrays)
-            if not any(pool.close(other, part) for _, other in inner if other.shape == own.shape)
+            if np.any(part) and not any(pool.close(other, part) for _, other in inner if other.shape == own.shape)
         ]
         for name, part in free[:MOST]:
-            yield from _set(scene, item, part, name, f"{name} of the source stands nowhere in the loop, this twice")
+            yield from _set(scene, item, part, name, f"{name} of the source stands nowhere in the loop")
 
 
 def _turned(scene: Scene, region: Region, node: Node) -> Iterator[Edit]:

@@ -31,6 +31,9 @@ CAUSES = frozenset({Cause.PARAMETERS, Cause.PRECISION})
 MOST = 4
 """Ways to pair a target's cells with the source's that are tried."""
 
+NEAREST = 4
+"""Source cells that are considered for one of the target's."""
+
 
 def propose(scene: Scene) -> list[Proposal] | str:
     """For each recurrent operator of the region: all of its wrong gates at once, the likeliest source cells first."""
@@ -140,27 +143,22 @@ def _places(index: Cell, part: str, gate: str) -> np.ndarray:
 
 
 def _pairings(targets: Sequence[Cell], sources: Sequence[Cell]) -> Iterator[list[Cell | None]]:
-    """Which source cell each target cell is: the most alike, each once; then in the order in which they stand."""
-    fitting = [recurrent.alike(cell, sources) for cell in targets]
-    if not any(fitting):
-        return
-    ranked = [_ranked(own, cells) for own, cells in zip(targets, fitting, strict=True)]
-    combined = itertools.product(*[order[:3] if order else [-1] for order in ranked])
-
-    def cost(chosen: Sequence[int]) -> tuple[int, float]:
-        used = [place for place in chosen if place >= 0]
-        unlike = sum(
-            _unlike(own, cells[place]) for own, cells, place in zip(targets, fitting, chosen, strict=True) if place >= 0
-        )
-        return len(used) - len(set(used)), unlike
-
-    for chosen in sorted(combined, key=cost):
-        yield [cells[place] if place >= 0 else None for cells, place in zip(fitting, chosen, strict=True)]
+    """Which source cell each target cell is, each source cell once: as many as possible, the most alike first, and among
+    equals those in the order in which they stand. None for a target cell that is left as it is: the source region may
+    have one direction only."""
+    choices = [[*_ranked(cell, recurrent.alike(cell, sources))[:NEAREST], None] for cell in targets]
+    found: list[tuple[int, float, list[Cell | None]]] = []
+    for chosen in itertools.product(*choices):
+        used = [id(cell) for cell in chosen if cell is not None]
+        if used and len(used) == len(set(used)):
+            unlike = sum(_unlike(own, cell) for own, cell in zip(targets, chosen, strict=True) if cell is not None)
+            found.append((-len(used), unlike, list(chosen)))
+    yield from (cells for *_, cells in sorted(found, key=lambda one: one[:2]))
 
 
-def _ranked(target: Cell, sources: Sequence[Cell]) -> list[int]:
-    """The places of the source's cells, the most alike first."""
-    return sorted(range(len(sources)), key=lambda place: _unlike(target, sources[place]))
+def _ranked(target: Cell, sources: Sequence[Cell]) -> list[Cell]:
+    """The source's cells, the most alike first."""
+    return sorted(sources, key=lambda cell: _unlike(target, cell))
 
 
 def _unlike(target: Cell, source: Cell) -> float:

@@ -30,8 +30,13 @@ CAUSES = frozenset({Cause.PARAMETERS, Cause.HYPERPARAMETERS})
 MOST = 6
 """Numbers, or places, that are tried for one."""
 
+BLAMED, DEPTH, FEW = 3, 6, 64
+"""Operators of the region for which sizes are looked up, how far back, and how many numbers such a value has."""
+
 NEAR = 1e-2
 """Difference, as a share of the size, up to which elements are those that the source has there."""
+
+_ROOTS = ("Sqrt", "Rsqrt", "Pow")
 
 
 def propose(scene: Scene) -> list[Proposal] | str:
@@ -40,7 +45,7 @@ def propose(scene: Scene) -> list[Proposal] | str:
     if stretch is None:
         return "no operator of the target stands in the region"
     groups = [list(_numbers(scene, stretch, odd)) for odd in _odd(stretch)]
-    groups += [list(_indices(scene, node)) for node in scene.blamed if kind(node) == "Gather"]
+    groups += [list(_indices(scene, node)) for node in _gathers(scene)]
     groups = [group for group in groups if group]
     firsts = tuple({id(group[0]): group[0] for group in groups}.values())
     proposals = [
@@ -58,11 +63,19 @@ def propose(scene: Scene) -> list[Proposal] | str:
 
 def _odd(stretch: Stretch) -> list[Odd]:
     """Epsilons first: they are the surer ones. Each node's number once."""
-    sides = stretch.source, stretch.target, stretch.ours, stretch.theirs
+    sides = stretch.source, stretch.target, stretch.ours, _with_guards(stretch)
     found: dict[tuple[str, float], Odd] = {}
     for odd in (*scalars.epsilons(*sides), *sorted(scalars.odd(*sides), key=lambda one: -one.weight)):
         found.setdefault((odd.node.name, odd.number), odd)
     return list(found.values())
+
+
+def _with_guards(stretch: Stretch) -> tuple[Node, ...]:
+    """The region, and before each of its roots what is added to what the root is taken of: too little to show there."""
+    target = stretch.target
+    names = {name for node in stretch.theirs if kind(node) in _ROOTS for name in target.data(node)}
+    made = [node for node in target.graph.nodes if kind(node) == "Add" and names.intersection(node.outputs)]
+    return (*stretch.theirs, *(node for node in made if node not in stretch.theirs))
 
 
 def _numbers(scene: Scene, stretch: Stretch, odd: Odd) -> Iterator[Edit]:
@@ -93,6 +106,24 @@ def _is(own: object, number: float) -> bool:
 
 
 # -- indices --------------------------------------------------------------------------------------------------------------
+
+
+def _gathers(scene: Scene) -> list[Node]:
+    """The operators of the region that take elements, and those that take a size for an operator of the region."""
+    graph = scene.theirs.graph
+    found = [node for node in scene.blamed if kind(node) == "Gather"]
+    front = [name for node in scene.blamed[:BLAMED] for name in node.inputs]
+    for _ in range(DEPTH):
+        made = [node for name in front if (node := graph.producer(name)) is not None and _counts(scene, name)]
+        found += [node for node in made if kind(node) == "Gather" and node not in found]
+        front = [name for node in made for name in node.inputs if name in scene.theirs.dynamic]
+    return found
+
+
+def _counts(scene: Scene, name: str) -> bool:
+    """Whether a value is one of sizes: a few integers."""
+    array = scene.pair.theirs.values.get(name)
+    return array is not None and array.dtype.kind in "iu" and array[0].size <= FEW
 
 
 def _indices(scene: Scene, node: Node) -> Iterator[Edit]:
