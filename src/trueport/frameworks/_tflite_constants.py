@@ -26,7 +26,7 @@ def set_constant(edit: Editor, node: Node, slot: int, array: np.ndarray, grid: s
     """Let a node alone read real values at `slot`; `grid` is "keep" or "new". Raises Unsupported."""
     found = edit.stored(node, slot)
     if found is None:
-        raise Unsupported("the operand is computed, and no constant")
+        raise Unsupported("the operand is computed, or a state, and no stored constant")
     if not np.all(np.isfinite(array)) and read_grid(found[0], edit.dtype(found[0]), constant=True) is not None:
         raise Unsupported("values that are not finite have no place on a grid")
     _check_bias(edit, node, slot, array)

@@ -17,6 +17,7 @@ from trueport.frameworks._tflite_emit import Emitter, Operand
 
 
 def set_parameter(change: Change, edit: EditDict) -> None:
+    """Let a node read other values as one of its constants, or of those inside the loop that it runs."""
     node, name = change.node(edit["node"]), edit["parameter"]
     array, grid = change.array(edit["array"]), edit.get("grid", "keep")
     if name.startswith("subgraph "):
@@ -55,6 +56,7 @@ def _set_inner(change: Change, node: Node, name: str, array: np.ndarray, grid: s
 
 
 def set_attribute(change: Change, edit: EditDict) -> None:
+    """Set an attribute; one that the weights imply is checked when all edits are done."""
     node = change.node(edit["node"])
     if edit["attribute"] in ("group", "kernel_shape") and node.code in ("CONV_2D", "DEPTHWISE_CONV_2D"):
         change.implied.append((node.item, edit["attribute"], edit.get("value")))
@@ -63,6 +65,7 @@ def set_attribute(change: Change, edit: EditDict) -> None:
 
 
 def set_operator(change: Change, edit: EditDict) -> None:
+    """Let another operator compute a node's results from its data."""
     node = change.node(edit["node"])
     data: list[Operand] = [int(node.item.inputs[slot]) for slot in change.edit.computed(node)]
     data += [change.array(key) for key in edit.get("constants") or ()]
@@ -72,6 +75,7 @@ def set_operator(change: Change, edit: EditDict) -> None:
 
 
 def remove_node(change: Change, edit: EditDict) -> None:
+    """Let readers of a node's result read its operand; where the two lie on other grids, a conversion stays in its place."""
     node, reads = change.node(edit["node"]), change.edit
     slots = reads.computed(node)
     slot = edit["slot"] if "slot" in edit else slots[0] if slots else 0
@@ -108,6 +112,7 @@ def remove_node(change: Change, edit: EditDict) -> None:
 
 
 def insert(change: Change, edit: EditDict) -> None:
+    """Put operators between a value and its readers; an output keeps its name and is what the last of them computes."""
     index, name = change.value(edit["value"]), edit["value"]
     given_out = index in [int(other) for other in change.main.outputs]
     reading = change.edit.readers(change.main, index)
@@ -156,6 +161,7 @@ def _steps(change: Change, e: Emitter, source: int, steps: Sequence[Mapping[str,
 
 
 def reorder_inputs(change: Change, edit: EditDict) -> None:
+    """Let the operands of a node change places; those beyond `order` stay."""
     node, order = change.node(edit["node"]), [int(slot) for slot in edit["order"]]
     old = [int(index) for index in node.item.inputs]
     if sorted(order) != list(range(len(order))) or len(order) > len(old):
