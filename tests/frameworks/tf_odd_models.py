@@ -185,9 +185,9 @@ def save_tf1(folder):
 
 def load_by_tf1(path, inputs):
     """Outputs of a SavedModel through the TensorFlow 1 path of the framework file."""
-    from trueport.frameworks import _tf_graph, tensorflow
+    from trueport.frameworks import _tf_graph, _tf_saved
 
-    saved = tensorflow._load_v1(path, ValueError("refused for the test"))
+    saved = _tf_saved._load_v1(path, ValueError("refused for the test"))
     assert saved.call is None
     assert "TensorFlow 1" in saved.producer
     return _tf_graph.run_frozen(saved.frozen, {"case": inputs}, optimise=True)["case"]

@@ -90,7 +90,7 @@ _NOISE = (
     "block_size", "depth_radius", "grad_x", "grad_y",
 )  # fmt: skip
 """Attributes that say nothing about what is computed, or that are shown under their ONNX name instead."""
-_OPERANDS: dict[str, tuple[tuple[int, str], ...]] = {
+OPERANDS: dict[str, tuple[tuple[int, str], ...]] = {
     **dict.fromkeys(["All", "Any", "ExpandDims", "Max", "Mean", "Min", "Prod", "Sum", "ReverseV2"], ((1, "axes"),)),
     **dict.fromkeys(["ArgMax", "ArgMin", "Cumsum"], ((1, "axis"),)),
     **dict.fromkeys(["ResizeBicubic", "ResizeBilinear", "ResizeNearestNeighbor"], ((1, "sizes"),)),
@@ -109,7 +109,7 @@ _OPERANDS: dict[str, tuple[tuple[int, str], ...]] = {
     "Transpose": ((1, "perm"),),
 }
 """Operator -> (operand, attribute) for operands that ONNX has as an attribute."""
-_SCALARS = frozenset(["axis", "k", "depth", "min", "max", "value"])
+SCALARS = frozenset(["axis", "k", "depth", "min", "max", "value"])
 _FIXED: dict[str, dict[str, Any]] = {
     "LogSoftmax": {"axis": -1},
     "Pack": {"new_axis": 1},
@@ -166,11 +166,11 @@ def attributes(
 
 def _from_operands(op: str, operands: list[str], constant: Constant) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for position, name in _OPERANDS.get(op, ()):
+    for position, name in OPERANDS.get(op, ()):
         value = constant(operands[position]) if -len(operands) <= position < len(operands) else None
         if value is not None and value.dtype.kind in "biuf":
             flat = np.ravel(value).tolist()
-            found[name] = flat[0] if name in _SCALARS and len(flat) == 1 else flat
+            found[name] = flat[0] if name in SCALARS and len(flat) == 1 else flat
     if op in ("Pad", "PadV2", "MirrorPad") and len(operands) > 1:
         pads = constant(operands[1])
         if pads is not None:

@@ -12,9 +12,11 @@ from typing import Any, Callable, NamedTuple
 
 import numpy as np
 
+from trueport.frameworks import _tf_edit as editing
 from trueport.frameworks import _tf_graph as graphs
 from trueport.frameworks import _tf_view as views
 from trueport.frameworks import tensorflow as framework
+from trueport.frameworks._base import Unsupported
 from trueport.testing.planting._keras_edit import SkipPlace, shown, told
 
 TRIES = 12
@@ -33,66 +35,19 @@ ACTIVATIONS = {
 }
 
 
-class Graph:
-    """The frozen graph of a SavedModel, to change. Reads of constants are looked through."""
+class Graph(editing.Graph):
+    """The frozen graph of a SavedModel, with a random generator."""
 
     def __init__(self, path: str, seed: int) -> None:
-        saved = framework.load(path, trust=False)
-        self.inputs, self.outputs = dict(saved.frozen.inputs), dict(saved.frozen.outputs)
-        self.graph_def = type(saved.frozen.graph_def)()
-        self.graph_def.CopyFrom(saved.frozen.graph_def)
-        self.reads = graphs.constant_reads(saved.frozen)
-        self.nodes = {node.name: node for node in self.graph_def.node}
+        super().__init__(path)
         self.rng = np.random.default_rng(seed)
-
-    def of(self, *operators: str) -> list[Any]:
-        """Nodes of these operators."""
-        return [node for node in graphs.ordered(self.graph_def) if node.op in operators]
-
-    def constant(self, item: str) -> Any:
-        """The Const node that a node input is, or None."""
-        name = item.split(":")[0]
-        node = self.nodes.get(self.reads.get(name, name))
-        return node if node is not None and node.op == "Const" else None
-
-    def array(self, node: Any) -> np.ndarray:
-        """The value of a Const node."""
-        from tensorflow.python.framework import tensor_util
-
-        return np.asarray(tensor_util.MakeNdarray(node.attr["value"].tensor))
-
-    def set(self, node: Any, array: np.ndarray) -> None:
-        """Store another value in a Const node, of the same dtype and shape."""
-        from tensorflow.python.framework import tensor_util
-
-        node.attr["value"].tensor.CopyFrom(tensor_util.make_tensor_proto(array))
-
-    def readers(self, constant: Any) -> list[str]:
-        """The nodes that read a constant, as `graph` shows them."""
-        names = {constant.name, *(name for name, held in self.reads.items() if held == constant.name)}
-        reading = [node for node in self.graph_def.node if node.name not in self.reads]
-        return [node.name for node in reading if any(item.split(":")[0] in names for item in node.input)]
 
     def save(self, out: str) -> None:
         """Write a SavedModel. Raises SkipPlace when TensorFlow does not take the graph."""
-        import tensorflow as tf
-
-        shutil.rmtree(out, ignore_errors=True)
-        v1 = tf.compat.v1.saved_model
-        with tf.Graph().as_default() as graph:
-            try:
-                tf.graph_util.import_graph_def(self.graph_def, name="")
-            except (ValueError, tf.errors.InvalidArgumentError) as error:
-                raise SkipPlace(f"TensorFlow does not build it: {str(error).splitlines()[0][:200]}") from error
-            info = {
-                side: {name: v1.build_tensor_info(graph.get_tensor_by_name(tensor)) for name, tensor in tensors.items()}
-                for side, tensors in (("inputs", self.inputs), ("outputs", self.outputs))
-            }
-            signature = v1.build_signature_def(**info, method_name="tensorflow/serving/predict")
-            with tf.compat.v1.Session(graph=graph) as session:
-                builder = v1.Builder(out)
-                builder.add_meta_graph_and_variables(session, ["serve"], {"serving_default": signature})
-                builder.save()
+        try:
+            super().save(out)
+        except Unsupported as error:
+            raise SkipPlace(str(error)) from error
 
 
 class Fault(NamedTuple):
