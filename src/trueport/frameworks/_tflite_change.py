@@ -42,6 +42,9 @@ class Change:
     def node(self, name: str) -> Node:
         """The operator of a name. Raises ValueError."""
         item = self.names.get(name)
+        if item is None:  # an edit of an earlier file moved the numbers on; the tensor's name may still tell
+            alike = [other for known, other in self.names.items() if known.split(":", 1)[1] == name.partition(":")[2]]
+            item = alike[0] if len(alike) == 1 else None
         if item is None:
             raise ValueError(f"{Path(self.edit.model.path).name} has no operator '{name}'")
         if not any(other is item for other in self.main.operators):

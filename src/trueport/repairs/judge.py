@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -84,6 +85,8 @@ class Judge:
     healed: Alignment
     finding: Finding
     others: Sequence[Finding] = ()
+    wrong: Sequence[Finding] = ()
+    """Faults before this one that could not be mended: their right values are put in, so that this one is seen alone."""
     probes: tuple[Probe, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -124,8 +127,12 @@ class Judge:
         there = set(known.value.value)
         wanted = [probe.target for probe in self.probes if probe.target in there]
         wanted += [output.target for output in bad if output.target in there and output.target not in wanted]
-        arguments = {"inputs": dict(pair.target.inputs), "wanted": wanted, "budget": pair.target.budget}
-        traced = self.session.ask(artifact, "trace", arguments, stage=Stage.TRACE, emit=True)
+        arguments: dict[str, Any] = {"inputs": dict(pair.target.inputs), "wanted": wanted, "budget": pair.target.budget}
+        given = {other.target: pair.theirs.values[other.target] for other in self.wrong if other.target in there}
+        if given:
+            arguments |= {"given": given, "variant": ""}
+        function = "replay" if given else "trace"
+        traced = self.session.ask(artifact, function, arguments, stage=Stage.TRACE, emit=True)
         if isinstance(traced, Failure):
             return traced
         emitted = traced.value.emitted

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from trueport.artifact import Artifact
@@ -31,6 +31,12 @@ ROUNDS = 6
 
 PARTLY = 0.5
 """Share to which an edit that does not mend its place must bring the error down to be built upon."""
+
+LITTLE = 0.9
+"""Share to which an edit must bring the error down to be ventured when nothing else helps."""
+
+VENTURES = 2
+"""Edits that are ventured at most."""
 
 CERTAIN = 0.5
 """Doubt from which on proposals are compared with each other, and not the first that mends is taken."""
@@ -56,6 +62,9 @@ class Search:
     notes: list[str] = field(default_factory=list)
     suspects: list[Suspect] = field(default_factory=list)
     _tried: set[str] = field(default_factory=set)
+    ventured_at: int | None = None
+    """Number of steps before the first that was only ventured."""
+    _nearest: tuple[float, Artifact, Proposal] | None = None
     _number: dict[int, int] = field(default_factory=dict)
     """id of a proposal -> its place among the attempts."""
 
@@ -69,12 +78,13 @@ class Search:
 
     def run(self) -> None:
         """Search until the target is faithful on the inputs of the search, or nothing helps."""
-        for number in range(ROUNDS):
-            verification = self.gate.on_search(self.current)
-            if verification.verdict is Verdict.FAITHFUL or self.over:
-                return
-            if not self._round(verification, number):
-                return
+        try:
+            for number in range(ROUNDS):
+                verification = self.gate.on_search(self.current)
+                if verification.verdict is Verdict.FAITHFUL or self.over or not self._round(verification, number):
+                    break
+        finally:
+            self._take_back()
 
     # -- one round
 
@@ -102,16 +112,45 @@ class Search:
                 self.suspects += found.suspects
                 self.notes += found.notes
             changed = False
+            wrong: list[Finding] = []
             for scene in self._scenes(verification, pair, found):
                 if self.over:
                     break
-                mended = self._mend(scene)
+                mended = self._mend(scene, wrong)
                 changed = changed or mended is not None
-                if mended is not None and mended.healed:
+                if mended is None or not mended.mended:
+                    wrong.append(scene.finding)
+                elif mended.healed and not wrong:
                     break
-            return changed
+            return changed or self._venture()
         finally:
+            self._forget()
             pair.close()
+
+    def _venture(self) -> bool:
+        """Nothing mends its place, which two faults beside each other keep any single edit from: go on from the edit that
+        brought its place nearest. It is taken back unless the search ends well."""
+        if self._nearest is None or (self.ventured_at is not None and len(self.steps) >= self.ventured_at + VENTURES):
+            return False
+        _, artifact, proposal = self._nearest
+        self._nearest = None
+        if self.ventured_at is None:
+            self.ventured_at = len(self.steps)
+        self._keep(artifact, proposal)
+        return True
+
+    def _forget(self) -> None:
+        if self._nearest is not None:
+            editing.discard(self.gate.session, self._nearest[1])
+            self._nearest = None
+
+    def _take_back(self) -> None:
+        """Give up what was ventured and did not lead to a faithful model."""
+        if self.ventured_at is None or self.gate.on_search(self.current).verdict is Verdict.FAITHFUL:
+            return
+        self.steps = self.steps[: self.ventured_at]
+        made = editing.apply(self.gate.session, self.gate.target, self.steps)
+        self.current = self.gate.target if isinstance(made, Failure) else made.value
 
     def _interface(self, verification: Verification) -> bool:
         """Give the target the source's inputs and outputs. False when that is not what is wrong."""
@@ -161,8 +200,11 @@ class Search:
 
     # -- one suspect
 
-    def _mend(self, scene: Scene) -> Score | None:
-        """Try what the rules propose for a suspect and keep the best. None when nothing helps."""
+    def _mend(self, scene: Scene, wrong: Sequence[Finding]) -> Score | None:
+        """Try what the rules propose for a suspect and keep the best. None when nothing helps.
+
+        wrong: the faults before it that could not be mended.
+        """
         judge: Judge | ByVerdict
         if scene.suspect.cause is Cause.RUNTIME:
             judge = ByVerdict(gate=self.gate)
@@ -173,6 +215,7 @@ class Search:
                 healed=scene.healed,
                 finding=scene.finding,
                 others=scene.others,
+                wrong=tuple(wrong),
             )
         before = judge.score(self.current)
         return self._best(self._proposals(scene), judge, before, coarse=scene.precision != "float32")
@@ -204,7 +247,12 @@ class Search:
             return None
         score, artifact, proposal = best
         if not score.mended and not score.worst < PARTLY * start.worst:
-            editing.discard(self.gate.session, artifact)
+            share = score.worst / start.worst if start.worst > 0 else 1.0
+            if share < LITTLE and (self._nearest is None or share < self._nearest[0]):
+                self._forget()
+                self._nearest = (share, artifact, proposal)
+            else:
+                editing.discard(self.gate.session, artifact)
             return None
         self._keep(artifact, proposal)
         return score
