@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trueport.align.match import View, align
 from trueport.align.types import Alignment, Match
 from trueport.artifact import Artifact
 from trueport.compare.types import Verification
@@ -71,6 +72,13 @@ class Scene:
     def theirs(self) -> Inside:
         """The target."""
         return Inside(self.pair.target)
+
+    @cached_property
+    def as_found(self) -> Alignment:
+        """The twins of the target's values as the file computes them, with nothing put in."""
+        pair = self.pair
+        view = View.of(pair.target.graph, pair.target.values)
+        return align(pair.ours, view, pair.pins, tolerance=pair.tolerance, growth=pair.growth)
 
     @property
     def stretch(self) -> Stretch | None:

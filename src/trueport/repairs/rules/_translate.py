@@ -99,6 +99,11 @@ def _square(writer: Writer, node: Node) -> Written:
     return writer.write("Mul", [data.name, data.name]), data.order
 
 
+def _squared_difference(writer: Writer, node: Node) -> Written:
+    name, order = _binary("Sub")(writer, node)
+    return writer.write("Mul", [name, name]), order
+
+
 def _log_sigmoid(writer: Writer, node: Node) -> Written:
     data = _data(writer, node)
     negated = writer.write("Softplus", [writer.write("Neg", [data.name])])
@@ -395,6 +400,7 @@ TABLE: Mapping[str, Callable[[Writer, Node], Written]] = {
     "Softmax": _along("Softmax"),
     "Softplus": _plain("Softplus"),
     "Square": _square,
+    "SquaredDifference": _squared_difference,
     "Squeeze": _reshape,
     "Sum": _binary("Add"),
     "Transpose": _transpose,

@@ -64,8 +64,11 @@ class Twins:
                 own = self._searched(name)
                 if own is not None:
                     found[name] = own
-            elif match.ok and (name not in self.behind or name in self.below or right_in_file(self.scene, name)):
+            elif match.ok and (name not in self.behind or name in self.below):
                 found[name] = match
+        if self.readers is not None:
+            as_found = self.scene.as_found
+            found |= {name: as_found.matches[name] for name in self.behind - self.below if as_found.ok(name)}
         return found
 
     @cached_property
@@ -169,26 +172,24 @@ class Twins:
         return identity(len(source)) if source == target else None
 
 
+def wrong_readers(scene: Scene, value: str) -> list[str] | None:
+    """The readers of a value whose results are wrong in the file; None when all are, so that all get a new one."""
+    graph = scene.pair.target.graph
+    readers = [graph.nodes[place] for place in graph.consumers.get(value, ())]
+    if len(readers) < 2:
+        return None
+    right = [node.name for node in readers if any(map(scene.as_found.ok, node.outputs))]
+    if not right or len(right) == len(readers):
+        return None
+    wrong = [node.name for node in readers if node.name not in right]
+    return [*wrong, *([""] if value in graph.outputs else [])]
+
+
 def right_in_file(scene: Scene, value: str) -> bool:
-    """Whether a value of the target is right in the file as it is."""
+    """Whether a value of the target agrees with its twin in the file as it is."""
     match, given = scene.match(value), scene.pair.target.values.get(value)
     if match is None or given is None:
         return False
     unit = scene.pair.ours.infos[match.source].unit
     gap = relations.error(scene.pair.ours.values[match.source], np.asarray(given), match.relation, unit)
     return bool(gap <= GROWTH * max(scene.pair.tolerance, match.error))
-
-
-def wrong_readers(scene: Scene, value: str) -> list[str] | None:
-    """The readers of a value whose results are wrong in the file; None when all are, so that all get a new one."""
-    graph, theirs = scene.pair.target.graph, scene.pair.target.values
-    readers = [graph.nodes[place] for place in graph.consumers.get(value, ())]
-    right = []
-    for node in readers:
-        known = [name for name in node.outputs if name in scene.healed.matches and name in theirs]
-        if known and all(right_in_file(scene, name) for name in known):
-            right.append(node.name)
-    if not right or len(right) == len(readers):
-        return None
-    wrong = [node.name for node in readers if node.name not in right]
-    return [*wrong, *([""] if value in graph.outputs else [])]

@@ -215,15 +215,16 @@ def _lost(scene: Scene, stretch: Stretch, twins: Twins, why: dict[str, None]) ->
             except Untranslatable as error:
                 why.setdefault(str(error))
                 break
-            if made is None or not inside:
+            behind = start.name == scene.finding.target
+            if made is None or not (inside or behind):
                 continue
             change: EditDict = {"kind": "insert", "value": start.name, "steps": made}
-            if len(inside) < len(readers):
+            if len(inside) < len(readers) and not behind:
                 change["readers"] = inside
             shown = " and ".join(str(step["operator"]) for step in made)
             reason = f"the source's {node.shown} has no counterpart here"
             edit = scene.edit(NAME, _place(scene, start.name), "nothing", shown, reason, change, **writer.arrays)
-            yield _proposal(edit, GUESS - 0.05)
+            yield _proposal(edit, LIKELY if behind else GUESS - 0.05)
 
 
 # -- an operator of another kind ------------------------------------------------------------------------------------------
