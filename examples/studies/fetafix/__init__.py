@@ -1,0 +1,1 @@
+"""The FetaFix cases, rebuilt: see README.md."""
