@@ -21,6 +21,7 @@ from live_bugs import MAKERS
 
 from trueport import api
 from trueport.artifact import Artifact
+from trueport.conversion import Conversion
 from trueport.diagnosis import known
 from trueport.diagnosis.types import Cause, Diagnosis
 from trueport.frameworks._base import Step
@@ -481,11 +482,23 @@ def make_target(session: Session, row: Row, source: Path, folder: Path) -> Path 
         out = folder / f"{row.id}.keras"
         _in_worker(session, "tensorflow", row.twin, {"source": str(source), "out": str(out)})
         return out
+    done, made = converted(session, row, source, folder)
+    failure = done.attempts[0].failure
+    if failure is not None:
+        return failure, done.attempts[0].hops[-1].hop.step
+    if row.converted_here and done.chosen is not None and done.chosen.output is not None:
+        return done.chosen.output
+    out = folder / f"{row.id}{made.suffix}"
+    shutil.move(made, out)
+    return out
+
+
+def converted(session: Session, row: Row, source: Path, folder: Path) -> tuple[Conversion, Path]:
+    """Go the row's route with the row's tools, unchecked, and return where the result lies."""
     start = build(session, row, row.twin, folder) if row.twin else source
     route: Route = parse_route(row.route, precision=row.precision, options=parse_options(row.options))
-    suffix = framework_of(route.target_format).SUFFIXES[route.target_format]
+    made = folder / f"{row.id}-made{framework_of(route.target_format).SUFFIXES[route.target_format]}"
     settings = replace(session.settings, packages=row.packages, as_of=row.as_of)
-    made = folder / f"{row.id}-made{suffix}"
     with Session(settings, session.progress) as own:
         done = api.convert(
             start,
@@ -497,14 +510,7 @@ def make_target(session: Session, row: Row, source: Path, folder: Path) -> Path 
             check=False,
             session=own,
         )
-    failure = done.attempts[0].failure
-    if failure is not None:
-        return failure, done.attempts[0].hops[-1].hop.step
-    if row.converted_here and done.chosen is not None and done.chosen.output is not None:
-        return done.chosen.output
-    out = folder / f"{row.id}{suffix}"
-    shutil.move(made, out)
-    return out
+    return done, made
 
 
 def run(session: Session, row: Row, folder: Path) -> tuple[Result, Diagnosis | None]:
