@@ -179,3 +179,64 @@ def _added(inside: Inside, node: Node) -> tuple[float, bool] | None:
         return sign * float(single[0].ravel()[0]), False
     other = node.attributes.get("other")
     return (sign * float(other), True) if isinstance(other, (int, float)) and "rsub" not in node.native_op else None
+
+
+@dataclass(frozen=True, slots=True)
+class Unrolled:
+    """A BatchNorm that a model computes as a scale and a shift. `slots`: the parameters from which it works both out
+    itself; empty where they are stored as numbers."""
+
+    scale: np.ndarray
+    shift: np.ndarray
+    slots: dict[str, np.ndarray]
+    nodes: tuple[Node, ...]
+
+
+def unrolled(inside: Inside, nodes: Sequence[Node]) -> list[Unrolled]:
+    """The scales among these nodes that a shift follows, per channel."""
+    found = []
+    for node in nodes:
+        for scale in _vectors(inside, node) if kind(node) == "Mul" and inside.runs(node) else ():
+            for reader in _readers(inside, node):
+                if kind(reader) not in ("Add", "Sub") or len(inside.data(reader)) != 1:
+                    continue
+                for shift in _vectors(inside, reader):
+                    if shift[1].size == scale[1].size:
+                        sign = -1.0 if kind(reader) == "Sub" else 1.0
+                        slots = _slots_behind(inside, (scale[0], shift[0]), scale[1], sign * shift[1])
+                        found.append(Unrolled(scale[1], sign * shift[1], slots, (node, reader)))
+    return found
+
+
+def _vectors(inside: Inside, node: Node) -> Iterator[tuple[str, np.ndarray]]:
+    for item in inside.parameters(node):
+        if item.real and item.array.size > 1 and np.squeeze(item.array).ndim == 1:
+            yield item.name, np.asarray(item.array, np.float64).ravel()
+
+
+def _slots_behind(inside: Inside, names: Sequence[str], scale: np.ndarray, shift: np.ndarray) -> dict[str, np.ndarray]:
+    """The stored vectors from which scale and shift are worked out, told apart by doing the sum with each of them."""
+    behind = inside.graph.upward(names)
+    arrays = [
+        np.asarray(array, np.float64) for name in behind if (array := inside.traced.constants.get(name)) is not None
+    ]
+    for name in behind:
+        node = inside.graph.producer(name)
+        own = [] if node is None else [inside.traced.constants.get(read) for read in node.inputs]
+        arrays += [np.asarray(array, np.float64) for array in own if array is not None]
+    small = {float(array.ravel()[0]) for array in arrays if array.size == 1 and 0 < array.ravel()[0] < 0.1}
+    vectors: dict[bytes, np.ndarray] = {a.tobytes(): a.ravel() for a in arrays if a.size == scale.size > 1}
+    rest = list(vectors.values())
+    if len(rest) > 5:
+        return {}
+    ones, zeros = np.ones(scale.size), np.zeros(scale.size)
+    for var in (array for array in rest if np.all(array >= 0)):
+        for gamma in (ones, *rest):
+            for epsilon in small:
+                if not pool.close(gamma / np.sqrt(var + epsilon), scale):
+                    continue
+                for mean, beta in ((mean, beta) for mean in rest for beta in (zeros, *rest)):
+                    terms = float(np.max(np.abs(beta)) + np.max(np.abs(mean * scale)))
+                    if pool.close(beta - mean * scale, shift, terms):
+                        return {"gamma": gamma, "beta": beta, "mean": mean, "var": var}
+    return {}

@@ -13,8 +13,9 @@ from trueport.diagnosis.parameters import Region
 from trueport.diagnosis.pool import Known
 from trueport.diagnosis.region import Parameter
 
-NEAR = 0.9
-"""Distance below which an array is the source's one changed: unrelated arrays are 1.4 times their size apart."""
+NEAR, NEAR_SHORT, SHORT = 0.9, 0.6, 64
+"""Distance below which an array is the source's one changed: unrelated arrays are 1.4 times their size apart, and among
+many arrays of less than 64 elements some are nearer by accident."""
 
 MOST = 5
 """Arrays of the source that are tried in the place of one parameter."""
@@ -70,9 +71,11 @@ def _candidates(region: Region, item: Parameter) -> list[Known]:
         if one.real and layouts.tight(one.array).ndim == 1
     )
 
+    near = NEAR_SHORT if mine.array.size < SHORT else NEAR
+
     def order(known: Known) -> tuple[float, int]:
         far = differences.distance(mine.array, known.array) if known.array.size == mine.array.size else 1.0
-        if far < NEAR and np.any(mine.array):
+        if far < near and np.any(mine.array):
             return far, 0
         shuffled = layouts.same_elements(layouts.print_of(mine.array), layouts.print_of(known.array))
         if shuffled and np.any(mine.array != mine.array.flat[0]):

@@ -9,11 +9,11 @@ Does not apply where every parameter is explained, or the source has nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from trueport.diagnosis import differences, pool
+from trueport.diagnosis import differences, folding, pool
 from trueport.diagnosis.operators import kind
 from trueport.diagnosis.parameters import Region, counts
 from trueport.diagnosis.recurrent import KINDS, cells
@@ -171,9 +171,32 @@ def _slots(scene: Scene, region: Region, node: Node) -> tuple[Edit, ...]:
             right = sum(pool.close(mine[slot], its[slot]) for slot in mine)
             crossed = pool.exchanged(mine, its) is not None
             fitting.append((right + 2 * crossed, other, its))
-    if not fitting:
+    if fitting:
+        _, other, its = max(fitting, key=lambda one: one[0])
+        return _filled(scene, node, mine, its, f"the source's {kind(other)} {other.shown}")
+    return _of_unrolled(scene, region, node, mine) if set(mine) == {"gamma", "beta", "mean", "var"} else ()
+
+
+def _of_unrolled(scene: Scene, region: Region, node: Node, mine: Mapping[str, np.ndarray]) -> tuple[Edit, ...]:
+    """The same where the source has a scale and a shift: from what it works them out of, else scale and shift such that
+    both come out with the mean and the variance that are there."""
+    size = mine["var"].size
+    fitting = [one for one in folding.unrolled(region.source, region.ours) if one.scale.size == size]
+    norm = pool.norm_of(scene.theirs, node)
+    if not fitting or norm is None:
         return ()
-    _, other, its = max(fitting, key=lambda one: one[0])
+    own = norm.scale()
+    best = min(fitting, key=lambda one: differences.distance(own, one.scale))
+    its = best.slots
+    if not its:
+        spread = np.sqrt(mine["var"] + norm.epsilon)
+        its = {"gamma": best.scale * spread, "beta": best.shift + mine["mean"] * best.scale}
+    return _filled(scene, node, mine, its, f"the source's scale and shift at {best.nodes[0].shown}")
+
+
+def _filled(
+    scene: Scene, node: Node, mine: Mapping[str, np.ndarray], its: Mapping[str, np.ndarray], owner: str
+) -> tuple[Edit, ...]:
     items = pool.slot_parameters(scene.theirs, node)
     edits = []
     for slot, array in its.items():
@@ -182,6 +205,6 @@ def _slots(scene: Scene, region: Region, node: Node) -> tuple[Edit, ...]:
             continue
         place = place_of(scene.theirs, item)
         if place is not None:
-            option = Option(np.reshape(array, item.array.shape), f"{slot} of {other.shown}")
-            edits.append(setting(scene, item, place, option, f"{slot} of the source's {kind(other)} stands here"))
+            option = Option(np.reshape(array, item.array.shape), f"{slot} of {owner}")
+            edits.append(setting(scene, item, place, option, f"{slot} of {owner} stands here"))
     return tuple(edits)
