@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,17 +29,22 @@ def translate(writer: Writer, node: Node) -> None:
     shape = writer.source.shape(output)
     if shape is None:
         raise Untranslatable(f"the shape of the source's '{output}' is not known")
-    name, order = rule(writer, node)
+    name, order, at = rule(writer, node)
     fused = activation(node)
     if fused is not None and fused != kind(node):
         name = _fused(writer, fused, name)
-    writer.places[output] = Placed(name, shape, order)
+    writer.places[output] = Placed(name, shape, order, at)
 
 
 # -- the table ------------------------------------------------------------------------------------------------------------
 
-Written = tuple[str, "Order | None"]
-"""Name of a result, and its order."""
+
+class Written(NamedTuple):
+    """Name of a result, and how it lies; see `Placed`."""
+
+    name: str
+    order: Order | None
+    at: tuple[int, ...] | None = None
 
 
 def _data(writer: Writer, node: Node) -> Placed:
@@ -60,14 +65,14 @@ def _plain(operator: str, *names: str) -> Callable[[Writer, Node], Written]:
             for name, value in attributes.items()
             if not (isinstance(value, float) and (math.isinf(value) or abs(value) > 3e38))
         }
-        return writer.write(operator, [data.name], **attributes), data.order
+        return Written(writer.write(operator, [data.name], **attributes), data.order, data.at)
 
     return rule
 
 
 def _identity(writer: Writer, node: Node) -> Written:
     data = _data(writer, node)
-    return data.name, data.order
+    return Written(data.name, data.order, data.at)
 
 
 def _fused(writer: Writer, fused: str, name: str) -> str:
@@ -91,23 +96,23 @@ def _fused(writer: Writer, fused: str, name: str) -> str:
 
 def _rsqrt(writer: Writer, node: Node) -> Written:
     data = _data(writer, node)
-    return writer.write("Reciprocal", [writer.write("Sqrt", [data.name])]), data.order
+    return Written(writer.write("Reciprocal", [writer.write("Sqrt", [data.name])]), data.order, data.at)
 
 
 def _square(writer: Writer, node: Node) -> Written:
     data = _data(writer, node)
-    return writer.write("Mul", [data.name, data.name]), data.order
+    return Written(writer.write("Mul", [data.name, data.name]), data.order, data.at)
 
 
 def _squared_difference(writer: Writer, node: Node) -> Written:
-    name, order = _binary("Sub")(writer, node)
-    return writer.write("Mul", [name, name]), order
+    name, order, at = _binary("Sub")(writer, node)
+    return Written(writer.write("Mul", [name, name]), order, at)
 
 
 def _log_sigmoid(writer: Writer, node: Node) -> Written:
     data = _data(writer, node)
     negated = writer.write("Softplus", [writer.write("Neg", [data.name])])
-    return writer.write("Neg", [negated]), data.order
+    return Written(writer.write("Neg", [negated]), data.order, data.at)
 
 
 def _binary(operator: str) -> Callable[[Writer, Node], Written]:
@@ -144,27 +149,29 @@ def _binary(operator: str) -> Callable[[Writer, Node], Written]:
 def _broadcast(writer: Writer, operator: str, operands: Sequence[str | np.ndarray]) -> Written:
     placed = {name: writer.value(name) for name in operands if isinstance(name, str)}
     rank = max(len(item.shape) for item in placed.values())
-    ranks = {len(item.shape) for item in placed.values()}
-    orders = {item.order for item in placed.values()}
+    first = next(item for item in placed.values() if len(item.shape) == rank)
     if any(array.ndim > rank for array in operands if not isinstance(array, str)):
         raise Untranslatable("a constant has more axes than the value that it meets")
-    first = next(item for item in placed.values() if len(item.shape) == rank)
-    common = first.order if len(ranks) == 1 else identity(rank)
+    alike = {(len(item.shape), item.order, item.at) for item in placed.values()}
+    kept = len(alike) == 1 and (first.order is not None or first.at is not None)
+    order = first.order if kept else identity(rank)
+    if not kept and first.order is not None and all(len(item.shape) == rank for item in placed.values()):
+        order = first.order
     names: list[str] = []
     for item in operands:
         if not isinstance(item, str):
-            names.append(writer.constant(item, rank, common))
-        elif len(orders) == 1 and len(ranks) == 1:
+            names.append(writer.constant(item, first, order))
+        elif kept:
             names.append(placed[item].name)
-        elif common is None:
-            raise Untranslatable("the layouts of two operands are not known")
         else:
-            wanted = common if len(placed[item].shape) == rank else identity(len(placed[item].shape))
+            wanted = (
+                order if order is not None and len(placed[item].shape) == rank else identity(len(placed[item].shape))
+            )
             names.append(writer.arranged(placed[item], wanted))
     result = names[0]
     for other in names[1:]:
         result = writer.write(operator, [result, other])
-    return result, common
+    return Written(result, order, first.at if kept else None)
 
 
 def _along(operator: str, *names: str) -> Callable[[Writer, Node], Written]:
@@ -172,22 +179,27 @@ def _along(operator: str, *names: str) -> Callable[[Writer, Node], Written]:
 
     def rule(writer: Writer, node: Node) -> Written:
         data, given = _data(writer, node), typed(writer.source, node)
-        axis, order = _axis(data, given.get("axis", -1))
+        axis = _axis(data, given.get("axis", -1))
         attributes = {name: given[name] for name in names if name in given}
         name = data.name
         beta = given.get("beta", 1.0)
         if operator == "Softmax" and beta != 1.0:
             name = writer.write("Mul", [name, writer.array(beta)])
-        return writer.write(operator, [name], axis=axis, **attributes), order
+        return Written(writer.write(operator, [name], axis=axis, **attributes), data.order, data.at)
 
     return rule
 
 
-def _axis(data: Placed, axis: Any) -> tuple[int, Order]:
-    """An axis of the source where the target has it."""
-    if data.order is None or not isinstance(axis, int):
-        raise Untranslatable(f"the layout of '{data.name}' is not known")
-    return data.order.index(axis % len(data.shape)), data.order
+def _axis(data: Placed, axis: Any) -> int:
+    """An axis of the source where the target has it. Raises Untranslatable."""
+    if isinstance(axis, int):
+        place = axis % len(data.shape)
+        if data.order is not None:
+            return data.order.index(place)
+        behind = len(data.shape) - place
+        if data.at is not None and data.at[-behind:] == data.shape[-behind:]:
+            return len(data.at) - behind
+    raise Untranslatable(f"the layout of '{data.name}' is not known")
 
 
 def _reduce(operator: str) -> Callable[[Writer, Node], Written]:
@@ -195,14 +207,16 @@ def _reduce(operator: str) -> Callable[[Writer, Node], Written]:
         data = _data(writer, node)
         axes = listed(typed(writer.source, node).get("axes"))
         after = writer.source.shape(node.outputs[0])
-        if data.order is None or after is None:
-            raise Untranslatable(f"the layout of '{data.name}' is not known")
+        if after is None:
+            raise Untranslatable(f"the shape of the source's '{node.outputs[0]}' is not known")
+        order = data.order if data.order is not None else identity(len(data.shape))
+        name = writer.arranged(data, order)
         reduced = sorted({axis % len(data.shape) for axis in axes} if axes else range(len(data.shape)))
         keep = len(after) == len(data.shape)
-        own = sorted(data.order.index(axis) for axis in reduced)
-        name = writer.write(operator, [data.name], axes=own, keepdims=int(keep))
-        left = [axis for axis in data.order if axis not in reduced]
-        return name, data.order if keep else tuple(sorted(left).index(axis) for axis in left)
+        own = sorted(order.index(axis) for axis in reduced)
+        left = [axis for axis in order if axis not in reduced]
+        result = writer.write(operator, [name], axes=own, keepdims=int(keep))
+        return Written(result, order if keep else tuple(sorted(left).index(axis) for axis in left))
 
     return rule
 
@@ -235,12 +249,12 @@ def _batch_normalization(writer: Writer, node: Node) -> Written:
     place = data.order.index(axis)
     if place == (rank - 1 if writer.last else 1):
         slots = [writer.array(norm.slots[slot]) for slot in ("gamma", "beta", "mean", "var")]
-        return writer.write("BatchNormalization", [data.name, *slots], epsilon=norm.epsilon), data.order
+        return Written(writer.write("BatchNormalization", [data.name, *slots], epsilon=norm.epsilon), data.order)
     form = [-1 if axis == place else 1 for axis in range(rank)]
     scale = norm.scale()
     shift = norm.slots["beta"] - norm.slots["mean"] * scale
     scaled = writer.write("Mul", [data.name, writer.array(scale.reshape(form))])
-    return writer.write("Add", [scaled, writer.array(shift.reshape(form))]), data.order
+    return Written(writer.write("Add", [scaled, writer.array(shift.reshape(form))]), data.order)
 
 
 def _layer_normalization(writer: Writer, node: Node) -> Written:
@@ -261,7 +275,7 @@ def _layer_normalization(writer: Writer, node: Node) -> Written:
     result = writer.write(
         "LayerNormalization", [name, writer.array(gamma), *beta], axis=-1, epsilon=float(given.get("epsilon", 1e-5))
     )
-    return result, identity(rank)
+    return Written(result, identity(rank))
 
 
 def _pool(operator: str) -> Callable[[Writer, Node], Written]:
@@ -281,7 +295,7 @@ def _pool(operator: str) -> Callable[[Writer, Node], Written]:
                 raise Untranslatable("the source's AveragePool divides by a number of its own")
             if given.get("count_include_pad"):
                 attributes["count_include_pad"] = 1
-        return writer.write(operator, [writer.arranged(data, wanted)], **attributes), wanted
+        return Written(writer.write(operator, [writer.arranged(data, wanted)], **attributes), wanted)
 
     return rule
 
@@ -295,15 +309,21 @@ def _pad(writer: Writer, node: Node) -> Written:
     attributes: dict[str, Any] = {"pads": own, "mode": str(given.get("mode", "constant"))}
     if attributes["mode"] == "constant" and given.get("value"):
         attributes["value"] = float(given["value"])
-    return writer.write("Pad", [data.name], **attributes), data.order
+    return Written(writer.write("Pad", [data.name], **attributes), data.order)
 
 
 def _concat(writer: Writer, node: Node) -> Written:
     parts = [writer.value(name) for name in node.inputs if name in writer.source.dynamic]
     if len(parts) != len([name for name in node.inputs if name]) or not parts:
         raise Untranslatable("the source joins constants")
-    axis, order = _axis(parts[0], typed(writer.source, node).get("axis"))
-    return writer.write("Concat", [writer.arranged(part, order) for part in parts], axis=axis), order
+    order = parts[0].order if parts[0].order is not None else identity(len(parts[0].shape))
+    axis = typed(writer.source, node).get("axis")
+    if not isinstance(axis, int):
+        raise Untranslatable("the axis of the source's Concat is not known")
+    return Written(
+        writer.write("Concat", [writer.arranged(part, order) for part in parts], axis=order.index(axis % len(order))),
+        order,
+    )
 
 
 def _slice(writer: Writer, node: Node) -> Written:
@@ -315,7 +335,7 @@ def _slice(writer: Writer, node: Node) -> Written:
     spans = [[int(window[axis][place]) for axis in axes] for place in range(3)]
     own = [data.order.index(int(axis)) for axis in axes]
     inputs = [writer.array(item, np.int64) for item in (spans[0], spans[1], own, spans[2])]
-    return writer.write("Slice", [data.name, *inputs]), data.order
+    return Written(writer.write("Slice", [data.name, *inputs]), data.order)
 
 
 def _transpose(writer: Writer, node: Node) -> Written:
@@ -329,7 +349,7 @@ def _transpose(writer: Writer, node: Node) -> Written:
         perm = [0, *perm]
     if data.order is None or perm is None or sorted(perm) != list(range(rank)):
         raise Untranslatable("the order of the source's Transpose is not known")
-    return data.name, tuple(perm.index(axis) for axis in data.order)
+    return Written(data.name, tuple(perm.index(axis) for axis in data.order))
 
 
 def _reshape(writer: Writer, node: Node) -> Written:
@@ -337,10 +357,12 @@ def _reshape(writer: Writer, node: Node) -> Written:
     if after is None or math.prod(after) != math.prod(data.shape):
         raise Untranslatable("the shape of the source's Reshape is not known")
     if after == data.shape:
-        return data.name, data.order
+        return Written(data.name, data.order, data.at)
+    if data.order is None and data.at is not None:
+        return Written(data.name, None, data.at)
     name = writer.arranged(data, identity(len(data.shape)))
     wanted = [-1 if axis == 0 and data.shape and after[0] == data.shape[0] else size for axis, size in enumerate(after)]
-    return writer.write("Reshape", [name, writer.array(wanted, np.int64)]), identity(len(after))
+    return Written(writer.write("Reshape", [name, writer.array(wanted, np.int64)]), identity(len(after)))
 
 
 def _matmul(writer: Writer, node: Node) -> Written:
@@ -349,7 +371,7 @@ def _matmul(writer: Writer, node: Node) -> Written:
     if len(computed) == 2 and kind(node) == "MatMul" and not any(map(node.attributes.get, ("adj_x", "adj_y"))):
         left, right = (writer.value(name) for name in computed)
         names = [writer.arranged(item, identity(len(item.shape))) for item in (left, right)]
-        return writer.write("MatMul", names), identity(max(len(left.shape), len(right.shape)))
+        return Written(writer.write("MatMul", names), identity(max(len(left.shape), len(right.shape))))
     data = _data(writer, node)
     weights = [item for item in writer.source.parameters(node) if item.real and item.array.ndim == 2]
     biases = [item for item in writer.source.parameters(node) if item.real and item.array.ndim == 1]
@@ -364,7 +386,7 @@ def _matmul(writer: Writer, node: Node) -> Written:
     result = writer.write("MatMul", [name, writer.array(np.ascontiguousarray(known.array.T))])
     if biases:
         result = writer.write("Add", [result, writer.array(biases[0].array)])
-    return result, identity(len(data.shape))
+    return Written(result, identity(len(data.shape)))
 
 
 TABLE: Mapping[str, Callable[[Writer, Node], Written]] = {

@@ -12,6 +12,7 @@ from trueport.align.info import describe
 from trueport.align.match import GROWTH
 from trueport.align.types import Match, Relation
 from trueport.graph import FINE
+from trueport.repairs.rules._translate import translate
 from trueport.repairs.rules._writer import Order, Placed, Writer, identity, order_of
 from trueport.repairs.scene import Scene
 
@@ -43,7 +44,7 @@ class Twins:
 
     def writer(self, *, below: bool = False) -> Writer:
         """A writer that reads values of the target. `below`: those behind the fault too."""
-        return Writer(self.scene.ours, self.last, lambda name: self.find(name, below=below))
+        return Writer(self.scene.ours, self.last, lambda name: self.find(name, below=below), translate)
 
     def head(self, source: str) -> str:
         """Representative of the class of source values that are equal to one."""
@@ -117,7 +118,8 @@ class Twins:
         if relation is None:
             return None
         shape = tuple(ours.shape[1:])
-        return Placed(target, shape, order_of(relation, shape, value.shape[1:]))
+        order, at = order_of(relation, shape, value.shape[1:]), tuple(value.shape[1:])
+        return Placed(target, shape, order, at if order is None and relation.identity else None)
 
     def _value(self, target: str) -> np.ndarray | None:
         as_found = target == self.fault or (target in self.behind and target not in self.below)

@@ -16,6 +16,7 @@ import numpy as np
 from trueport.align.types import Relation
 from trueport.diagnosis.region import Inside
 from trueport.frameworks._base import EditDict
+from trueport.graph import Node
 
 Order = tuple[int, ...]
 """Axis of the target's value -> axis of the source's."""
@@ -30,14 +31,15 @@ class Untranslatable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A value of the source as the target has it. `order` None: the same elements, in an order that is not known.
+    """A value of the source as the target has it. `order` None: its axes are merged, split or not known.
 
-    shape: of the source's value.
+    shape: of the source's value; at: of the target's, where the elements keep their order though the axes do not.
     """
 
     name: str
     shape: tuple[int, ...]
     order: Order | None
+    at: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +80,15 @@ def identity(rank: int) -> Order:
 class Writer:
     """Operators under construction. `find`: a value of the source as the target has it already, None where it has not.
 
-    last: whether the target's format puts channels last.
+    last: whether the target's format puts channels last. translate: writes one operator of the source; pending: those
+    that may be written, by what they give.
     """
 
     source: Inside
     last: bool
     find: Callable[[str], Placed | None]
+    translate: Callable[[Writer, Node], None]
+    pending: dict[str, Node] = field(default_factory=dict)
     made: list[Made] = field(default_factory=list)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     places: dict[str, Placed] = field(default_factory=dict)
@@ -91,7 +96,10 @@ class Writer:
     # -- operands
 
     def value(self, name: str) -> Placed:
-        """A value of the source. Raises Untranslatable where the target has it not."""
+        """A value of the source, computed where the target has it not. Raises Untranslatable where that cannot be."""
+        node = self.pending.pop(name, None)
+        if node is not None and name not in self.places:
+            self.translate(self, node)
         placed = self.places.get(name) or self.find(name)
         if placed is None:
             raise Untranslatable(f"the target has no value for the source's '{name}'")
@@ -112,21 +120,38 @@ class Writer:
 
     def arranged(self, placed: Placed, wanted: Order) -> str:
         """The value with its axes in another order."""
-        if placed.order is None:
-            raise Untranslatable(f"the layout of '{placed.name}' is not known")
-        perm = [placed.order.index(axis) for axis in wanted]
-        tight = [axis for axis in perm if placed.shape[placed.order[axis]] != 1]
-        if perm == sorted(perm):
-            return placed.name
-        if tight == sorted(tight) and not self.made and placed.shape == tuple(placed.shape[axis] for axis in wanted):
-            return placed.name
-        return self.write("Transpose", [placed.name], perm=perm)
+        name, order = placed.name, placed.order
+        if order is None:
+            if placed.at is None:
+                raise Untranslatable(f"the layout of '{placed.name}' is not known")
+            name, order = self.shaped(name, placed.shape), identity(len(placed.shape))
+        perm = [order.index(axis) for axis in wanted]
+        return name if perm == sorted(perm) else self.write("Transpose", [name], perm=perm)
 
-    def constant(self, array: np.ndarray, rank: int, order: Order | None) -> str:
-        """A constant that is broadcast against a value of `rank` axes in the source, laid out as that value is here."""
-        array = np.asarray(array, np.float32)
+    def shaped(self, name: str, shape: Sequence[int]) -> str:
+        """The value in another shape, the first axis of which follows from the rest."""
+        return self.write("Reshape", [name, self.array([-1, *shape[1:]], np.int64)])
+
+    def like(self, result: Placed, before: Placed) -> str:
+        """A result laid out as another value is. Raises Untranslatable."""
+        if before.order is not None and len(before.order) == len(result.shape):
+            return self.arranged(result, before.order)
+        if before.at is None:
+            if result.order is None and result.at is None:
+                return result.name
+            raise Untranslatable(f"the layout of '{before.name}' is not known")
+        if result.order is None and result.at == before.at:
+            return result.name
+        name = self.arranged(result, identity(len(result.shape)))
+        return name if result.shape == before.at else self.shaped(name, before.at)
+
+    def constant(self, array: np.ndarray, placed: Placed, order: Order | None) -> str:
+        """A constant that is broadcast against a value, laid out as that value is here."""
+        array, rank = np.asarray(array, np.float32), len(placed.shape)
         if array.size == 1:
             return self.array(array.reshape(()))
+        if order is None and array.ndim == 1 and placed.at is not None and placed.at[-1] == array.size:
+            return self.array(array)
         if order is None or array.ndim > rank:
             raise Untranslatable("the layout of the value that a constant meets is not known")
         full = array.reshape((1,) * (rank - array.ndim) + array.shape)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from trueport.diagnosis.types import Cause
 from trueport.graph import Node
-from trueport.repairs.rules._translate import translate
 from trueport.repairs.rules._twins import Twins
-from trueport.repairs.rules._writer import Untranslatable, order_of, recomputed
+from trueport.repairs.rules._writer import Placed, Untranslatable, order_of, recomputed
 from trueport.repairs.scene import Scene
 from trueport.repairs.types import Edit, Proposal
 
@@ -60,21 +59,16 @@ def propose(scene: Scene) -> list[Proposal] | str:
 def _edit(scene: Scene, twins: Twins, nodes: tuple[Node, ...], end: str) -> Edit:
     """The value at the place of the fault, computed by these operators of the source. Raises Untranslatable."""
     finding, writer = scene.finding, twins.writer()
-    for node in nodes:
-        translate(writer, node)
-    result, value = writer.places[end], scene.pair.theirs.values.get(finding.target)
+    value = scene.pair.theirs.values.get(finding.target)
     if value is None or finding.relation is None:
         raise Untranslatable("the value at the place of the fault was not traced")
-    shape = tuple(value.shape[1:])
-    wanted = None
-    if finding.source == end or scene.ours.shape(end) == scene.ours.shape(str(finding.source)):
-        wanted = order_of(finding.relation, result.shape, shape)
-    wanted = wanted if wanted is not None else twins.usual(result.shape, shape)
-    name = result.name
-    if wanted is not None and result.order is not None and len(wanted) == len(result.order):
-        name = writer.arranged(result, wanted)
-    elif result.order != wanted:
-        raise Untranslatable(f"the layout of '{finding.target}' is not known")
+    writer.pending = {name: node for node in nodes for name in node.outputs}
+    result, shape = writer.value(end), tuple(value.shape[1:])
+    order, flat = None, False
+    if scene.ours.shape(end) == scene.ours.shape(str(finding.source)):
+        order, flat = order_of(finding.relation, result.shape, shape), finding.relation.identity
+    order = order if order is not None or flat else twins.usual(result.shape, shape)
+    name = writer.like(result, Placed(finding.target, result.shape, order, shape if order is None and flat else None))
     if not writer.made or writer.made[-1].output != name:
         name = writer.write("Identity", [name])
     shown = ", ".join(made.operator for made in writer.made)

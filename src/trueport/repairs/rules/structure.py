@@ -10,7 +10,7 @@ Does not apply where both regions have the same operators on the same operands, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,10 @@ FAMILIES: tuple[frozenset[str], ...] = (
 )
 """Kinds that a wrong translation takes for each other."""
 
+REDUCTIONS = frozenset({"ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"})
+GLOBAL = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
+"""Reduction -> its name over all of a picture."""
+
 MOST = 8
 """Operators of the source that are tried as a missing one, or in the place of one of the target's."""
 
@@ -70,6 +74,7 @@ def propose(scene: Scene) -> list[Proposal] | str:
         *_joined(scene, stretch, twins),
         *_rewired(scene, stretch, twins),
         *_lost(scene, stretch, twins, why),
+        *_unread(scene, stretch),
     ]
     if not found:
         return next(iter(why), "both regions have the same operators on the same operands")
@@ -165,15 +170,12 @@ def _written(
 ) -> list[dict[str, Any]] | None:
     """These operators as steps behind a value of the target, with the result laid out as that value is; None where they
     are no chain."""
-    for node in nodes:
-        translate(writer, node)
-    result = writer.places[end]
+    writer.pending = {name: node for node in nodes for name in node.outputs}
+    result = writer.value(end)
     before = next((item for item in writer.places.values() if item.name == start), None)
     if before is None:
         return None
-    name = result.name
-    if before.order is not None and result.order is not None and len(before.order) == len(result.order):
-        name = writer.arranged(result, before.order)
+    name = writer.like(result, before)
     return steps(writer, start, name)
 
 
@@ -225,6 +227,95 @@ def _lost(scene: Scene, stretch: Stretch, twins: Twins, why: dict[str, None]) ->
             reason = f"the source's {node.shown} has no counterpart here"
             edit = scene.edit(NAME, _place(scene, start.name), "nothing", shown, reason, change, **writer.arrays)
             yield _proposal(edit, LIKELY if behind else GUESS - 0.05)
+
+
+def _unread(scene: Scene, stretch: Stretch) -> Iterator[Proposal]:
+    """A value of the target that nobody reads, as the operand of an operator that is missing in the region.
+
+    Where the operator is put in right before the one that gives the mended value, or behind it, NumPy tells whether
+    that gives it; elsewhere it is a guess.
+    """
+    if scene.finding.kind == "extra":
+        return
+    graph, values = scene.pair.target.graph, scene.pair.target.values
+    below = set(graph.downward([scene.finding.target]))
+    idle = [
+        name
+        for node in graph.nodes
+        for name in node.outputs
+        if name and name in values and name not in graph.consumers and name not in (*graph.outputs, *below)
+    ]
+    for other in [name for name in idle if name in stretch.target.dynamic][:UNREAD]:
+        for node in stretch.theirs:
+            for slot, value in enumerate(node.inputs):
+                if value not in stretch.target.dynamic or value not in values:
+                    continue
+                for operator, compute in BINARY.items():
+                    change: EditDict = {
+                        "kind": "insert",
+                        "value": value,
+                        "steps": [{"operator": operator, "attributes": {}, "slot": 0, "others": [other]}],
+                    }
+                    if len(graph.consumers.get(value, ())) > 1:
+                        change["readers"] = [node.name]
+                    gives = _gives(scene, node, slot, compute, other)
+                    if gives is False or (gives is None and operator not in ("Mul", "Add")):
+                        continue
+                    reason = f"nobody reads '{other}', and the source's {operator} is missing here"
+                    edit = scene.edit(NAME, node.name, "nothing", operator, reason, change)
+                    yield _proposal(edit, CERTAIN if gives else GUESS + 0.05)
+
+
+BINARY: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "Mul": np.multiply,
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Div": np.divide,
+}
+"""Operators of two operands that NumPy does for us."""
+
+UNREAD = 3
+"""Values without a reader that are tried."""
+
+
+def _gives(
+    scene: Scene, node: Node, slot: int, compute: Callable[[np.ndarray, np.ndarray], np.ndarray], other: str
+) -> bool | None:
+    """Whether a node gives the mended value when its operand is first combined with another value; None where that is
+    not to be told, False too where the shapes do not allow it."""
+    values = scene.pair.target.values
+    with np.errstate(all="ignore"):
+        try:
+            combined = compute(
+                np.asarray(values[node.inputs[slot]]), _against(values[other], values[node.inputs[slot]])
+            )
+        except ValueError:
+            return False
+        if combined.shape != values[node.inputs[slot]].shape:
+            return False
+        wanted = scene.pair.theirs.values.get(scene.finding.target)
+        if (
+            node.outputs[0] != scene.finding.target
+            or kind(node) not in BINARY
+            or wanted is None
+            or len(node.inputs) != 2
+        ):
+            return None
+        rest = node.inputs[1 - slot]
+        array = values.get(rest)
+        if array is None:
+            constant = scene.theirs.array(rest)
+            if constant is None:
+                return None
+            array = constant[None]
+        pair = (combined, _against(array, combined)) if slot == 0 else (_against(array, combined), combined)
+        return same(scene, wanted, BINARY[kind(node)](*pair))
+
+
+def _against(array: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """An array [R, *shape] with as many axes as another, so that shapes are broadcast behind the run axis."""
+    missing = max(0, other.ndim - array.ndim)
+    return np.reshape(np.asarray(array), (array.shape[0], *(1,) * missing, *array.shape[1:]))
 
 
 # -- an operator of another kind ------------------------------------------------------------------------------------------
@@ -289,31 +380,52 @@ def _instead(scene: Scene, twins: Twins, node: Node, other: Node) -> tuple[Edit,
     wanted = scene.ours.shape(output)
     if after is None or wanted is None or np.prod(after) != np.prod(wanted):
         return None
-    translate(writer, other)
-    attributes = _own(scene, node, writer.made[-1]) if writer.made else {}
     reason = f"the source's {other.shown} stands here"
-    single = len(writer.made) == 1 and [name for name in writer.made[0].inputs if name not in writer.arrays] == list(
-        mine
-    )
-    if single:
-        made = writer.made[0]
+    change = _as_its_own(scene, node, other)
+    if change is None:
+        translate(writer, other)
+        change = _replacing(scene, twins, writer, node, other)
+    if change is None:
+        return None
+    edit = scene.edit(NAME, node.name, kind(node), kind(other), reason, change, **writer.arrays)
+    return edit, sure
+
+
+def _as_its_own(scene: Scene, node: Node, other: Node) -> EditDict | None:
+    """A reduction of another kind along the axes of the target's own; None where the source has no such operator."""
+    if not {kind(node), kind(other)} <= REDUCTIONS or (kind(node) not in TYPED and not node.op.startswith("Global")):
+        return None
+    own = typed(scene.theirs, node)
+    before, after = scene.theirs.shape(scene.theirs.data(node)[0]), scene.theirs.shape(node.outputs[0])
+    if own.get("axes") is None or before is None or after is None:
+        return None
+    operator, attributes = kind(other), {"axes": own["axes"], "keepdims": int(len(before) == len(after))}
+    if node.op.startswith("Global") and operator in GLOBAL:
+        operator, attributes = GLOBAL[operator], {}
+    return {"kind": "set-operator", "node": node.name, "operator": operator, "attributes": attributes, "constants": []}
+
+
+def _replacing(scene: Scene, twins: Twins, writer: Writer, node: Node, other: Node) -> EditDict | None:
+    """What was written in the place of a node: as its operator where it is one, else as what computes its result."""
+    output, after = other.outputs[0], scene.theirs.shape(node.outputs[0])
+    if not writer.made or after is None:
+        return None
+    made = writer.made[0]
+    reads = [name for name in made.inputs if name not in writer.arrays]
+    if len(writer.made) == 1 and reads == list(scene.theirs.data(node)):
         constants = [name for name in made.inputs if name in writer.arrays]
+        attributes = _own(scene, node, made)
         operator = made.operator
-        if operator in ("ReduceMean", "ReduceMax") and node.op.startswith("Global"):
-            operator, attributes = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}[operator], {}
-        change: EditDict = {
+        return {
             "kind": "set-operator",
             "node": node.name,
             "operator": operator,
             "attributes": attributes,
             "constants": constants,
         }
-    elif writer.made and writer.made[-1].output == writer.places[output].name:
-        change = recomputed(node.outputs[0], writer)
-    else:
-        return None
-    edit = scene.edit(NAME, node.name, kind(node), kind(other), reason, change, **writer.arrays)
-    return edit, sure
+    result = writer.places[output]
+    writer.like(result, Placed(node.outputs[0], result.shape, twins.usual(result.shape, after)))
+    return recomputed(node.outputs[0], writer)
 
 
 def _own(scene: Scene, node: Node, made: Made) -> dict[str, Any]:
