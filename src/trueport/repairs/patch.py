@@ -33,20 +33,18 @@ Step = tuple[Sequence[EditDict], Mapping[str, np.ndarray]]
 
 
 class Library(NamedTuple):
-    """What a format's files are written with: the module, the packages to install, and whether equal values give equal
-    bytes."""
+    """What a format's files are written with: the module, and the packages to install."""
 
     module: str
     packages: str
-    exact: bool
 
 
 LIBRARIES = {
-    "onnx": Library("onnx", "onnx", True),
-    "tflite": Library("ai_edge_litert.interpreter", "ai-edge-litert", True),
-    "pytorch": Library("torch", "torch", True),
-    "keras": Library("keras", "keras tensorflow", False),
-    "savedmodel": Library("tensorflow", "tensorflow", False),
+    "onnx": Library("onnx", "onnx"),
+    "tflite": Library("ai_edge_litert.interpreter", "ai-edge-litert"),
+    "pytorch": Library("torch", "torch"),
+    "keras": Library("keras", "keras tensorflow"),
+    "savedmodel": Library("tensorflow", "tensorflow"),
 }
 
 
@@ -85,7 +83,6 @@ def script(
         "needs": " ".join(_pinned(package, versions or {}) for package in library.packages.split()),
         "source": source_sha256,
         "result": result_sha256,
-        "exact": library.exact,
         "beside": hashlib.sha256(packed).hexdigest() if packed is not None else "",
     }
     stored = {} if large else {name: _npy(array) for name, array in arrays.items()}
