@@ -10,7 +10,7 @@ Does not apply where both regions have the same operators on the same operands, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from trueport.diagnosis.structure import Stretch
 from trueport.diagnosis.types import Cause
 from trueport.frameworks._base import EditDict
 from trueport.graph import FINE, Node
+from trueport.repairs.rules._solve import Solver
 from trueport.repairs.rules._translate import translate
 from trueport.repairs.rules._twins import Twins
 from trueport.repairs.rules._writer import Made, Placed, Untranslatable, Writer, recomputed, steps
@@ -74,7 +75,7 @@ def propose(scene: Scene) -> list[Proposal] | str:
         *_joined(scene, stretch, twins),
         *_rewired(scene, stretch, twins),
         *_lost(scene, stretch, twins, why),
-        *_unread(scene, stretch),
+        *_solved(scene, stretch),
     ]
     if not found:
         return next(iter(why), "both regions have the same operators on the same operands")
@@ -229,93 +230,32 @@ def _lost(scene: Scene, stretch: Stretch, twins: Twins, why: dict[str, None]) ->
             yield _proposal(edit, LIKELY if behind else GUESS - 0.05)
 
 
-def _unread(scene: Scene, stretch: Stretch) -> Iterator[Proposal]:
-    """A value of the target that nobody reads, as the operand of an operator that is missing in the region.
-
-    Where the operator is put in right before the one that gives the mended value, or behind it, NumPy tells whether
-    that gives it; elsewhere it is a guess.
-    """
-    if scene.finding.kind == "extra":
+def _solved(scene: Scene, stretch: Stretch) -> Iterator[Proposal]:
+    """What gives the mended value, as NumPy finds it: a missing operator, or another value as an operand."""
+    if scene.finding.kind in ("extra", "missing"):
         return
-    graph, values = scene.pair.target.graph, scene.pair.target.values
-    below = set(graph.downward([scene.finding.target]))
-    idle = [
-        name
-        for node in graph.nodes
-        for name in node.outputs
-        if name and name in values and name not in graph.consumers and name not in (*graph.outputs, *below)
-    ]
-    for other in [name for name in idle if name in stretch.target.dynamic][:UNREAD]:
-        for node in stretch.theirs:
-            for slot, value in enumerate(node.inputs):
-                if value not in stretch.target.dynamic or value not in values:
-                    continue
-                for operator, compute in BINARY.items():
-                    change: EditDict = {
-                        "kind": "insert",
-                        "value": value,
-                        "steps": [{"operator": operator, "attributes": {}, "slot": 0, "others": [other]}],
-                    }
-                    if len(graph.consumers.get(value, ())) > 1:
-                        change["readers"] = [node.name]
-                    gives = _gives(scene, node, slot, compute, other)
-                    if gives is False or (gives is None and operator not in ("Mul", "Add")):
-                        continue
-                    reason = f"nobody reads '{other}', and the source's {operator} is missing here"
-                    edit = scene.edit(NAME, node.name, "nothing", operator, reason, change)
-                    yield _proposal(edit, CERTAIN if gives else GUESS + 0.05)
-
-
-BINARY: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "Mul": np.multiply,
-    "Add": np.add,
-    "Sub": np.subtract,
-    "Div": np.divide,
-}
-"""Operators of two operands that NumPy does for us."""
-
-UNREAD = 3
-"""Values without a reader that are tried."""
-
-
-def _gives(
-    scene: Scene, node: Node, slot: int, compute: Callable[[np.ndarray, np.ndarray], np.ndarray], other: str
-) -> bool | None:
-    """Whether a node gives the mended value when its operand is first combined with another value; None where that is
-    not to be told, False too where the shapes do not allow it."""
-    values = scene.pair.target.values
-    with np.errstate(all="ignore"):
-        try:
-            combined = compute(
-                np.asarray(values[node.inputs[slot]]), _against(values[other], values[node.inputs[slot]])
-            )
-        except ValueError:
-            return False
-        if combined.shape != values[node.inputs[slot]].shape:
-            return False
-        wanted = scene.pair.theirs.values.get(scene.finding.target)
-        if (
-            node.outputs[0] != scene.finding.target
-            or kind(node) not in BINARY
-            or wanted is None
-            or len(node.inputs) != 2
-        ):
-            return None
-        rest = node.inputs[1 - slot]
-        array = values.get(rest)
-        if array is None:
-            constant = scene.theirs.array(rest)
-            if constant is None:
-                return None
-            array = constant[None]
-        pair = (combined, _against(array, combined)) if slot == 0 else (_against(array, combined), combined)
-        return same(scene, wanted, BINARY[kind(node)](*pair))
-
-
-def _against(array: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """An array [R, *shape] with as many axes as another, so that shapes are broadcast behind the run axis."""
-    missing = max(0, other.ndim - array.ndim)
-    return np.reshape(np.asarray(array), (array.shape[0], *(1,) * missing, *array.shape[1:]))
+    for number, found in enumerate(Solver(scene, stretch).solve()):
+        need = found.need
+        doubt = CERTAIN + 0.01 + 0.005 * number + (0.0 if found.idle or not found.other else 0.02)
+        if number >= MOST:
+            return
+        if found.operator:
+            step: dict[str, Any] = {"operator": found.operator, "attributes": {}, "slot": 0}
+            if found.other:
+                step["others"] = [found.other]
+            change: EditDict = {"kind": "insert", "value": need.value, "steps": [step]}
+            readers = scene.pair.target.graph.consumers.get(need.value, ())
+            if need.reader is not None and len(readers) > 1:
+                change["readers"] = [need.reader.name]
+            where = _place(scene, need.value) if need.reader is None else need.reader.name
+            behind = f" with '{found.other}'" if found.other else ""
+            reason = f"with {found.operator}{behind} here the target computes what the source does"
+            yield _proposal(scene.edit(NAME, where, "nothing", found.operator, reason, change), doubt)
+        elif need.reader is not None:
+            slot = need.reader.inputs.index(need.value)
+            change = {"kind": "set-input", "node": need.reader.name, "slot": slot, "value": found.other}
+            reason = "with this operand the target computes what the source does"
+            yield _proposal(scene.edit(NAME, need.reader.name, need.value, found.other, reason, change), doubt)
 
 
 # -- an operator of another kind ------------------------------------------------------------------------------------------
