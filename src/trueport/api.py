@@ -25,7 +25,7 @@ from trueport.errors import UsageError
 from trueport.feeds import Feeds
 from trueport.opening import Model, example_of, open_feeds, open_model, open_session, open_unseen
 from trueport.outcome import Failure, Kind
-from trueport.repairs import converted
+from trueport.repairs import converted, patching
 from trueport.repairs import run as mending
 from trueport.repairs.run import Budget
 from trueport.repairs.types import Repair
@@ -213,6 +213,7 @@ def repair(
     target: Model,
     *,
     out: str | Path | None = None,
+    patch: str | Path | None = None,
     inputs: str | Path | Mapping[str, np.ndarray] | Feeds | None = None,
     labels: str | Path | None = None,
     preprocess: str | None = None,
@@ -238,6 +239,7 @@ def repair(
     Args:
         out: where the mended model goes; by default `NAME.fixed.SUFFIX` in the current folder. Nothing is written there
             unless it is nearer to the source.
+        patch: where a Python script goes that makes the same changes to the same file with the format's library alone.
         seconds: time for the search, after which the best so far is taken.
         attempts: changes that are tried, after which the best so far is taken.
         tools: where no change makes it faithful, look for another tool, option or version that does, and take its result.
@@ -251,6 +253,8 @@ def repair(
     verification.check_request(task, precision)
     if not seconds > 0 or attempts < 1:
         raise UsageError("a repair takes a number of seconds above 0 and at least 1 attempt")
+    if patch is not None:
+        patching.check(Path(patch))
     with open_session(session, settings, progress) as active:
         loaded, twin, given = _pair(
             active,
@@ -264,12 +268,14 @@ def repair(
             checkpoint=checkpoint,
             formats=(source_format, target_format),
         )
+        place = fixed_output(twin) if out is None else Path(out)
+        _check_suffix(place, twin)
         unseen = open_unseen(active, loaded.artifact, inputs)
         made = mending.repair(
             loaded,
             twin,
             given,
-            out=fixed_output(twin) if out is None else Path(out),
+            out=place,
             unseen=unseen,
             precision=precision,
             task=task,
@@ -280,13 +286,24 @@ def repair(
             return made
         declared = made.after.declared_precision
         again = verification.rerun_command(active, loaded.artifact, made.artifact, unseen or given, declared)
-        return replace(made, after=replace(made.after, rerun=again))
+        made = replace(made, after=replace(made.after, rerun=again))
+        return made if patch is None else patching.written(made, Path(patch))
 
 
 def fixed_output(target: Artifact) -> Path:
     """Return `NAME.fixed.SUFFIX` in the current folder."""
-    suffix = framework_of(target.format).SUFFIXES[target.format]
-    return Path(f"{target.path.stem if suffix else target.path.name}.fixed{suffix}")
+    folder = not framework_of(target.format).SUFFIXES[target.format]
+    return Path(f"{target.path.name}.fixed" if folder else f"{target.path.stem}.fixed{target.path.suffix}")
+
+
+def _check_suffix(out: Path, target: Artifact) -> None:
+    """Make sure that a mended model is not called what another kind of file is. Raises UsageError."""
+    models = {suffix for format in formats() for suffix in framework_of(format).SUFFIXES.values() if suffix}
+    if out.suffix != target.path.suffix and out.suffix in models | {".h5", ".hdf5"}:
+        kind = f"a {target.path.suffix} file" if target.path.suffix else f"a {target.format}"
+        raise UsageError(
+            f"{out} would be {kind} like {target.path.name}, whatever it is called; give it such a name with -o"
+        )
 
 
 def tracing_budget(memory: float | None) -> int:

@@ -146,12 +146,17 @@ def _replace_copy(source: Path, target: Path) -> None:
 
 
 def text(path: Path, content: str) -> None:
+    """Write a file of text so that it appears whole or not at all. Raises UsageError when it cannot be written."""
+    data(path, content.encode())
+
+
+def data(path: Path, content: bytes) -> None:
     """Write a file so that it appears whole or not at all. Raises UsageError when it cannot be written."""
     partial = partial_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
-        partial.write_text(content, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}; give another place") from error

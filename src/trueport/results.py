@@ -86,6 +86,7 @@ def repair_document(result: Repair, *, rerun: Sequence[str] = ()) -> Document:
         "refused": reasons(result),
         "tried": [attempt.to_json() for attempt in result.attempts],
         "command": result.command,
+        "patch": None if result.patch is None else str(result.patch),
         "interrupted": result.interrupted,
         "notes": list(result.notes),
         "timings": {name: round(seconds, 4) for name, seconds in result.timings.items()},

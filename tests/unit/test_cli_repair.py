@@ -433,6 +433,25 @@ def test_the_public_function_gives_the_same(folder, tmp_path):
         assert without.verification.verdict is Verdict.DEVIATES
 
 
+def test_a_patch_that_cannot_be_is_told(folder, tmp_path):
+    """No script can be made for models of the fake framework; the repair stands without it."""
+    with Session(Settings(timeout=60)) as session:
+        source, target = folder / "model.fake", folder / "one.fake"
+        done = library.repair(source, target, out=tmp_path / "a.fake", patch=tmp_path / "a.py", session=session)
+    assert done.status is Status.REPAIRED
+    assert done.patch is None
+    assert any("there is no patch" in note for note in done.notes)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.fake"]
+
+
+@pytest.mark.parametrize(
+    ("place", "short"),
+    [("conv", "conv"), ("0:a/add;b/mul;c", "0:a/add;… (3 names)"), ("a;b", "a;… (2 names)")],
+)
+def test_places_with_many_names_are_told_by_the_first(place, short):
+    assert explanation.short(place) == short
+
+
 @pytest.mark.parametrize("wrong", [{"seconds": 0}, {"seconds": float("nan")}, {"attempts": 0}])
 def test_the_library_checks_its_budget(folder, wrong):
     with pytest.raises(UsageError, match="seconds above 0"):

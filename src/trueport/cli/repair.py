@@ -27,6 +27,12 @@ def repair(
             "-o", "--output", metavar="FIXED", help="Where the mended model goes; NAME.fixed.SUFFIX here when absent."
         ),
     ] = None,
+    patch: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.py", help="Write a script that makes the same changes with the format's own library alone."
+        ),
+    ] = None,
     inputs: options.Inputs = None,
     labels: options.Labels = None,
     preprocess: options.Preprocess = None,
@@ -76,6 +82,7 @@ def repair(
             source,
             target,
             out=out,
+            patch=patch,
             inputs=inputs,
             labels=labels,
             preprocess=preprocess,

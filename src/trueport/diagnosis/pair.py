@@ -19,7 +19,7 @@ from trueport.align.types import Alignment, Match, Relation
 from trueport.artifact import Artifact
 from trueport.compare.types import Verdict, Verification
 from trueport.feeds import Case, Feeds
-from trueport.outcome import Failure, Ok, Outcome
+from trueport.outcome import Failure, Kind, Ok, Outcome, Stage
 from trueport.reconcile import InputMap
 from trueport.tracing import Traced
 from trueport.verification import Reference
@@ -111,6 +111,9 @@ def trace_pair(
     names, layout = target.made_by.get("names", {}), target.made_by.get("layout", {})
     mapping = reconcile.reconcile_inputs(reference.signature, theirs, names, layout)
     common = feeds.restrict(given, reference.signature, theirs, mapping=mapping)
+    if mapping.problems or not common.cases:
+        why = "; ".join(mapping.problems or common.notes[-1:])
+        return Failure(stage=Stage.TRACE, kind=Kind.UNSUPPORTED, message=f"they take no common inputs: {why}")
     chosen = worst_runs(common, verification)
     moved = reconcile.apply(mapping, replace(common, cases=(chosen,)))[0]
     ours_traced = tracing.trace(session, reference.artifact, dict(chosen.inputs), budget=budget, fine=fine)

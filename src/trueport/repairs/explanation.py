@@ -32,7 +32,13 @@ def compose(made: Repair) -> str:
 
 
 def _told(edit: Edit) -> str:
-    return f"{edit.where}: {edit.before} → {edit.after} ({edit.reason})."
+    return f"{short(edit.where)}: {edit.before} → {edit.after} ({edit.reason})."
+
+
+def short(place: str) -> str:
+    """Name a place: of several names that a converter joined into one, the first."""
+    first, *others = place.split(";")
+    return f"{first};… ({len(others) + 1} names)" if others else place
 
 
 def reasons(made: Repair) -> dict[str, str]:

@@ -122,6 +122,8 @@ class Repair:
     suspects: tuple[Suspect, ...] = ()
     """What the diagnosis of the target as it was found."""
     interrupted: bool = False
+    patch: Path | None = None
+    """The script that makes the same changes, where one was asked for."""
 
     @property
     def edits(self) -> tuple[Edit, ...]:

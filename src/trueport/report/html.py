@@ -41,6 +41,7 @@ def _environment() -> jinja2.Environment:
         "outcome": wording.outcome,
         "before_after": wording.before_after,
         "changes": wording.changes,
+        "patching": wording.patching,
         "unmended": wording.unmended,
     }
     environment.filters.update(filters)

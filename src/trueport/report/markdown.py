@@ -109,6 +109,15 @@ def _repair(mended: Document, *, within: bool) -> list[str]:
     lines += [" ".join(mended["explanation"].split()), ""]
     if wording.unmended(mended):
         lines += [*(f"- {rule}: {why}" for rule, why in mended["refused"].items()), ""]
+    if mended["patch"]:
+        lines += [
+            "The same changes, with the format's own library alone:",
+            "",
+            "```sh",
+            wording.patching(mended),
+            "```",
+            "",
+        ]
     if mended["command"]:
         lines += ["Another way:", "", "```sh", mended["command"], "```", ""]
     return [*lines, *(f"- {note}" for note in mended["notes"]), ""]

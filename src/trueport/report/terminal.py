@@ -7,6 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from trueport.repairs.explanation import short
 from trueport.report import wording
 from trueport.results import Document
 
@@ -216,7 +217,7 @@ def _edits(edits: list[Document], console: Console) -> None:
     for name, share in (("place", 3), ("was", 4), ("is now", 4)):
         table.add_column(name, overflow="fold", ratio=share)
     for number, edit in enumerate(edits[:MOST], 1):
-        cells = edit["where"], wording.plain(edit["before"]), wording.plain(edit["after"])
+        cells = short(edit["where"]), wording.plain(edit["before"]), wording.plain(edit["after"])
         table.add_row(str(number), edit["kind"], *map(Text, cells))
     console.print(table)
     if len(edits) > MOST:
@@ -228,6 +229,7 @@ def _next(mended: Document, console: Console) -> None:
     """Print where the mended model lies, and the commands to go on with, each in one line to be copied."""
     lines = [f"written to {mended['output']}"] if mended["output"] else []
     lines += [f"verify it: {line}" for line in (mended["after"] or {"rerun": []})["rerun"]]
+    lines += [f"patch: {wording.patching(mended)}"] if mended["patch"] else []
     lines += [f"another way: {mended['command']}"] if mended["command"] else []
     if lines:
         console.print()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from typing import Any
 
 Document = dict[str, Any]
@@ -160,6 +161,11 @@ def is_repair(document: Document) -> bool:
 def unmended(mended: Document) -> bool:
     """Whether a repair left something wrong, so that the reasons of its rules are worth reading."""
     return mended["status"] in ("unrepaired", "improved") and bool(mended["refused"])
+
+
+def patching(mended: Document) -> str:
+    """The command that runs a repair's patch."""
+    return shlex.join(["python", mended["patch"], mended["target"]["path"], "OUT"])
 
 
 def changes(count: int) -> str:
