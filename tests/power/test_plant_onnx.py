@@ -190,8 +190,8 @@ def test_what_cannot_be_planted_is_said_with_its_cure(planters, tmp_path, sessio
 
 
 def test_a_format_without_a_planter_is_refused(tmp_path, session):
-    saved = Artifact(path=tmp_path, format="savedmodel", sha256="", size=0)
-    with pytest.raises(UsageError, match="cannot be planted into a savedmodel; convert it to onnx"):
+    saved = Artifact(path=tmp_path, format="fake", sha256="", size=0)
+    with pytest.raises(UsageError, match="cannot be planted into a fake; convert it to onnx"):
         Planter(session, saved).kinds()
 
 

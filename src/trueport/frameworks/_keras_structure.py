@@ -19,9 +19,9 @@ Origin = tuple[str, str, int, int]
 """A tensor in the whole model: prefix of its level, layer, call, output."""
 
 
-def wired(patch: Patch, node: str, *, always: bool = True) -> Found:
+def wired(patch: Patch, node: str) -> Found:
     """A node in a graph whose wires can be changed. Raises Unsupported for a layer inside a layer."""
-    found = patch.own(node, always=always)
+    found = patch.wiring.find(node)
     if found.wrapped:
         raise Unsupported(f"'{node}' stands inside another layer, where nothing can be wired")
     patch.wiring.functional(found.level)
@@ -140,6 +140,7 @@ def remove_node(patch: Patch, edit: EditDict) -> None:
         raise Unsupported(f"'{edit['node']}' has no operand {slot}; it reads {len(reads)} values")
     own = (found.name, found.call, 0)
     if own in level.outputs():  # the output is named after this layer
+        found = patch.own(edit["node"], always=True)
         patch.replace(found, [IDENTITY], [reads[slot]])
         found.whole["inbound_nodes"][found.call] = level.inbound(IDENTITY, [reads[slot]])
     else:

@@ -72,8 +72,8 @@ def _candidates(kind: str, config: dict[str, Any], attribute: str, value: Any) -
     if attribute in ("pads", "crops"):
         found += [(key, _pairs(kind, value)) for key in ("padding", "cropping") if not isinstance(config.get(key), str)]
     elif attribute == "auto_pad":
-        words = {word: key for key, word in views.PADDINGS.items()}
-        found += [("padding", words.get(str(value), value))] if isinstance(config.get("padding"), str) else []
+        said = {**{key: key for key in views.PADDINGS}, **{word: key for key, word in views.PADDINGS.items()}}
+        found += [("padding", said[value])] if isinstance(config.get("padding"), str) and value in said else []
     elif attribute in ("activation", "recurrent_activation"):
         found.append((attribute, activation_name(value)))
     elif attribute == "hidden_size":

@@ -290,7 +290,7 @@ def set_input(patch: Patch, edit: EditDict) -> None:
     if not 0 <= slot < len(node.input) or node.input[slot].startswith("^"):
         raise Unsupported(f"'{node.name}' has no operand {slot}")
     patch.graph.put(node, slot, patch.graph.tensor(edit["value"]))
-    _acyclic(patch.graph)
+    _acyclic(patch.graph)  # TensorFlow would complain of shapes, or not at all
     patch.graph.prune()
 
 
