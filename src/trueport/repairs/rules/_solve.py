@@ -90,7 +90,7 @@ class Solver:
         around = self._around()
         for need in needs:
             for operator, unary in UNARY.items():
-                if self._fits(need, unary(self._own(need))):
+                if self._fits(need, _computed(unary, self._own(need))):
                     yield Solved(need, operator)
         for other in [*self.idle, *around]:
             for need in needs:
@@ -100,7 +100,7 @@ class Solver:
                 if self._fits(need, array) and need.reader is not None:
                     yield Solved(need, "", other, other in self.idle)
                 for operator, binary in BINARY.items():
-                    if self._fits(need, binary(self._own(need), array)):
+                    if self._fits(need, _computed(binary, self._own(need), array)):
                         yield Solved(need, operator, other, other in self.idle)
 
     def _own(self, need: Need) -> np.ndarray:
@@ -110,7 +110,8 @@ class Solver:
         if array.shape != need.array.shape:
             return False
         spread = rms(need.array - need.array.mean(axis=0)) or rms(need.array)
-        gap = rms(array - need.array)
+        with np.errstate(all="ignore"):
+            gap = rms(array - need.array)
         return bool(np.isfinite(gap) and gap <= 10 * self.scene.pair.tolerance * max(spread, 1e-30))
 
     def _around(self) -> list[str]:
@@ -168,6 +169,12 @@ class Solver:
             constant = self.stretch.target.array(node.inputs[slot])
             value = None if constant is None else constant[None]
         return None if value is None or value.dtype.kind != "f" else numbers(np.asarray(value))
+
+
+def _computed(operator: Callable[..., np.ndarray], *operands: np.ndarray) -> np.ndarray:
+    """Apply an operator; what it is not defined for becomes infinite or NaN, which fits nothing."""
+    with np.errstate(all="ignore"):
+        return operator(*operands)
 
 
 def _inverse(operator: str, slot: int, wanted: np.ndarray, other: np.ndarray) -> np.ndarray:
