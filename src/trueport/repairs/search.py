@@ -261,7 +261,11 @@ class Search:
         """What the rules propose, rule by rule, each proposal once in the whole search; the doubtful ones last."""
         doubtful: list[Proposal] = []
         for rule in rules.ordered(scene):
-            offered = rule.propose(scene)
+            try:
+                offered = rule.propose(scene)
+            except Exception as error:  # noqa: BLE001 -- the other rules may still help; the note shows the bug
+                offered = f"stopped with an error of its own ({type(error).__name__}: {error})"
+                self.notes.append(f"{rule.NAME} {offered}")
             if isinstance(offered, str):
                 self.refused[rule.NAME] = offered
                 continue

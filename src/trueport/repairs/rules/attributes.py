@@ -250,8 +250,25 @@ def _pads(scene: Scene, node: Node, changed: Mapping[str, Any]) -> Iterator[Edit
 CHOICES: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "AveragePool": ({"count_include_pad": 0}, {"count_include_pad": 1}, {"ceil_mode": 0}, {"ceil_mode": 1}),
     "Elu": ({"alpha": 1.0},),
-    "GRU": ({"linear_before_reset": 0}, {"linear_before_reset": 1}),
+    "GRU": (
+        {"linear_before_reset": 0},
+        {"linear_before_reset": 1},
+        {"recurrent_activation": "sigmoid"},
+        {"recurrent_activation": "hard_sigmoid"},
+        {"activation": "tanh"},
+        {"activation": "relu"},
+        {"go_backwards": False},
+        {"go_backwards": True},
+    ),
     "Gelu": ({"approximate": "none"}, {"approximate": "tanh"}),
+    "LSTM": (
+        {"recurrent_activation": "sigmoid"},
+        {"recurrent_activation": "hard_sigmoid"},
+        {"activation": "tanh"},
+        {"activation": "relu"},
+        {"go_backwards": False},
+        {"go_backwards": True},
+    ),
     "MaxPool": ({"ceil_mode": 0}, {"ceil_mode": 1}),
     "Resize": (
         {"coordinate_transformation_mode": "half_pixel"},
