@@ -307,6 +307,15 @@ def test_every_row_of_the_tables(branches, kind):
         np.testing.assert_allclose(found[name], value, rtol=2e-5, atol=2e-6, err_msg=str(row))
 
 
+@pytest.mark.parametrize(("kind", "fewest"), [("composites", 30), ("hyperparameters", 30)])
+def test_what_the_graph_shows_can_be_written_back(torch, kind, fewest):
+    count, refused, (before, after) = torch.made("written_again", kind=kind, folder=str(torch.folder))
+    assert count >= fewest
+    assert refused == []
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value)
+
+
 # ---- what is refused ----
 
 

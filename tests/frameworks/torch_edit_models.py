@@ -327,3 +327,31 @@ def rows(kind):
     if kind == "attributes":
         return [list(row[:3]) for row in ATTRIBUTES]
     return [[name, attributes, [np.asarray(one) for one in constants]] for name, attributes, constants, _ in OPERATORS]
+
+
+def written_again(kind, folder):
+    """Set every attribute that `graph` shows to the value that it shows; (how many, what is refused, outputs, path)."""
+    import torch_inside_models
+
+    from trueport.frameworks import _torch_edit
+    from trueport.frameworks import torch as framework
+    from trueport.frameworks._base import Unsupported
+    from trueport.frameworks._torch_editor import Editor
+
+    path = torch_inside_models.save(kind, folder, 4)
+    editor, refused, count = Editor(path), [], 0
+    for node in framework.graph(path, trust=False)["nodes"]:
+        for name, value in node["attributes"].items():
+            count += 1
+            edit = {"kind": "set-attribute", "node": node["name"], "attribute": name, "value": value}
+            try:
+                _torch_edit.change_attribute(editor, edit)
+            except Unsupported as error:
+                refused.append(f"{node['op']} {name}: {error}")
+    editor.save(f"{path}.again.pt2")
+    feeds = {"a": {"x": torch_inside_models.inputs(kind, 1)}}
+    outputs = [
+        framework.run(one, feeds, precision="float32", variant="default", trust=False)["a"]
+        for one in (path, f"{path}.again.pt2")
+    ]
+    return count, refused, outputs
