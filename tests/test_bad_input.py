@@ -291,6 +291,7 @@ def test_a_bomb_is_not_inflated(trueport, files):
 
 C = "convert good.fake --to fake -o o.fake"
 V = "verify good.fake good.fake"
+R = "repair good.fake good.fake -o fixed.fake"
 
 REQUESTS = [
     ("convert good.fake --to nonsense", "'nonsense' is not known.*onnx"),
@@ -363,6 +364,28 @@ REQUESTS = [
     (f"{V} --inputs feeds.npz --labels missing.npy", "no such file"),
     ("verify good.fake", "TARGET"),
     ("verify trapfactory:build good.fake --trust --checkpoint missing.pth", "no such file"),
+    ("repair good.fake", "TARGET"),
+    ("repair good.fake missing.fake", "no such file"),
+    ("repair good.fake text.fake", "not a model"),
+    ("repair good.fake cut60.fake", "not a whole model"),
+    ("repair good.fake trap.fake", "runs code"),
+    ("repair trapfactory:build good.fake", "--trust"),
+    ("repair good.fake good.fake -o good.fake", "the source itself|never written to"),
+    ("repair good.keras good.fake -o good.fake", "never written to"),
+    ("repair good.fake good.fake -o hollow", "is a folder"),
+    ("repair good.fake good.fake -o o.onnx", "would be a .fake file"),
+    ("repair good.fake good.fake -o good.keras/o.fake", "is no folder"),
+    ("repair good.fake good.fake -o /proc/none/o.fake", "cannot be written"),
+    (f"{R} --patch fix.txt", "ends with .py"),
+    (f"{R} --patch feeds.py", "feeds.npz is in the way"),
+    (f"{R} --patch /proc/none/fix.py", "cannot be written"),
+    (f"{R} --seconds 0", "--seconds"),
+    (f"{R} --seconds nan", "--seconds"),
+    (f"{R} --attempts 0", "--attempts"),
+    (f"{R} --attempts many", "--attempts"),
+    (f"{R} --inputs feeds-name.npz", "x0"),
+    (f"{R} --json hollow", "is a folder"),
+    (f"{R} --to onnx", "--to"),
     ("report missing.json -o r", "no such file"),
     ("report good.fake -o r", "not a stored result"),
     ("report good.keras -o r", "not a stored result"),
