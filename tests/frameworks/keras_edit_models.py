@@ -59,11 +59,18 @@ def gated(keras):
     return keras.Model(x, y, name="gated")
 
 
+def carrying(keras):
+    """A model with code of its own."""
+    x = keras.Input((6,), name="q")
+    y = keras.layers.Lambda(lambda t: t * 2 + 1, output_shape=(6,), name="code")(x)
+    return keras.Model(x, keras.layers.Dense(3, name="z")(y), name="carrying")
+
+
 def save(kind, path, legacy=False, trained=False):
     """Write a model; `trained`: after a step of Adam, so that the file has an optimiser's state."""
     keras = _keras(legacy)
     keras.utils.set_random_seed(7)
-    model = {"wired": wired, "chain": chain, "gated": gated}[kind](keras)
+    model = {"wired": wired, "chain": chain, "gated": gated, "carrying": carrying}[kind](keras)
     rng = np.random.default_rng(1)
     for weight in model.weights:
         if "kernel" not in str(getattr(weight, "path", weight.name)):

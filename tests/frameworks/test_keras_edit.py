@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tf_support import Tf
 
+from trueport.errors import UntrustedError
 from trueport.frameworks import keras
 from trueport.frameworks._base import EDIT_KINDS
 from trueport.outcome import Failure, Kind
@@ -379,3 +380,15 @@ def test_an_h5_file_says_what_it_cannot_hold(three, tmp_path):
 def test_a_subclassed_model_is_refused(three, tmp_path):
     message = three.tf("keras_edit_models", "subclassed", path=str(tmp_path / "own.keras"))
     assert "subclassed" in message or "fixed inputs" in message
+
+
+def test_code_in_the_file_runs_only_where_the_user_allows_it(three, two, tmp_path):
+    for files in (three, two):
+        path, out = files.path("carrying"), str(tmp_path / f"{files.legacy}.keras")
+        arguments = {"path": path, "edits": [set_to("z", "activation", "Relu")], "arrays": {}, "out": out}
+        with pytest.raises(UntrustedError, match="--trust"):
+            files.tf.outcome(KERAS, "edit", **arguments, trust=False)
+        files.tf(KERAS, "edit", **arguments, trust=True)
+        inputs = {"q": INPUTS["chain"]["q"]}
+        before, after = (next(iter(files.tf.run("keras", one, inputs, trust=True).values())) for one in (path, out))
+        np.testing.assert_allclose(after, relu(before), rtol=1e-6)

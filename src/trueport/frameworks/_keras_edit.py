@@ -8,6 +8,8 @@ give the same bytes.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import tempfile
 import zipfile
@@ -34,7 +36,7 @@ class Editor:
 
     def __init__(self, path: str, *, trust: bool = False) -> None:
         loaded = models.read(path, trust=trust)
-        self.path, self.loaded = path, loaded
+        self.path, self.loaded, self.trust = path, loaded, trust
         self.keras, self.legacy = loaded.keras, loaded.legacy
         self.archive = Path(path).read_bytes()[:4] == files.ZIP
         try:
@@ -69,7 +71,8 @@ class Editor:
     def build(self) -> Any:
         """Build the model that the configuration describes, with the arrays. Raises Unsupported when they do not fit."""
         try:
-            model = self.keras.models.model_from_json(json.dumps(_bare(self.configuration)))
+            with self._trusting():
+                model = self.keras.models.model_from_json(json.dumps(_bare(self.configuration)))
             loaded = models.describe(model, self.keras, legacy=self.legacy)
         except Exception as error:  # whatever Keras says of a configuration that was changed
             raise Unsupported(f"Keras does not build it: {line(error)}") from error
@@ -91,6 +94,13 @@ class Editor:
                 state.assign(self.states[place])
         self._assets(loaded)
         return model
+
+    def _trusting(self) -> Any:
+        """A context in which Keras takes code that the configuration carries, where the user allowed it."""
+        if not self.trust:
+            return contextlib.nullcontext()
+        library = importlib.import_module(f"{self.keras.__name__}.src.saving.serialization_lib")
+        return library.SafeModeScope(safe_mode=False)
 
     def _assets(self, loaded: models.Loaded) -> None:
         """Hand over what layers keep beside weights: vocabularies."""
