@@ -59,7 +59,8 @@ def set_attribute(editor: Editor, node: Any, name: str, value: Any) -> None:
     if handler is not None:
         handler(editor, node, value)
     elif (operator, name) in _ANEW:
-        rewrite(editor, node, {name: value})
+        if attributes(node).get(name) != value:  # a flatten that has the shape already stays one
+            rewrite(editor, node, {name: value})
     elif not _set_argument(editor, node, name, value):
         known = attributes(node)
         if _FIXED.get(name):
