@@ -17,7 +17,10 @@ GOLD = Path(__file__).resolve().parents[1] / "gold"
 NAMES = (
     "faithful", "deviates", "incomparable", "failed", "several-routes",
     "diagnosed", "diagnosed-faithful", "known-issue", "failed-known-issue",
+    "repaired", "unrepaired", "convert-repaired",
 )  # fmt: skip
+WHOLE = ("written to", "verify it: ", "patch: ", "another way: ")
+"""Lines that are there to be copied, and so never broken."""
 LINK = re.compile(r"""<a href="https://[^"]*" rel="noreferrer">""")
 """A link is followed by a reader, not loaded by the page."""
 
@@ -48,7 +51,7 @@ def test_a_report_is_the_stored_one(name, form):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_no_line_is_wider_than_the_terminal(name, width):
-    lines = [line for line in on_terminal(document(name), width).splitlines() if not line.startswith("written to")]
+    lines = [line for line in on_terminal(document(name), width).splitlines() if not line.startswith(WHOLE)]
     assert max(map(len, lines)) <= width
 
 
@@ -109,6 +112,24 @@ def test_the_version_to_take_is_shown_everywhere():
     for text in (REPORTERS["html"][1](quiet), REPORTERS["markdown"][1](quiet), on_terminal(quiet)):
         assert "pass-error" in text
         assert "take another" in text
+
+
+@pytest.mark.parametrize("name", ["repaired", "unrepaired"])
+def test_what_to_do_next_is_shown_everywhere(name):
+    stored = document(name)
+    said = {"repaired": "fix.py models/wrong.fake", "unrepaired": stored["command"]}[name]
+    for text in (REPORTERS["html"][1](stored), REPORTERS["markdown"][1](stored), on_terminal(stored)):
+        assert said in text
+
+
+def test_many_changes_are_cut_on_the_terminal_only():
+    stored = document("repaired")
+    first = stored["edits"][0] | {"where": "a/very_long_name/" * 9, "kind": "set-dimensions", "before": [1.5] * 40}
+    stored["edits"] = [first] * 30
+    lines = on_terminal(stored).splitlines()
+    assert max(len(line) for line in lines if not line.startswith(WHOLE)) <= 80
+    assert "and 18 more; the JSON document has them all" in lines
+    assert REPORTERS["markdown"][1](stored).count("| set-dimensions |") == 30
 
 
 def test_long_names_and_many_suspects_stay_within_the_terminal():
@@ -248,6 +269,35 @@ def make_diagnoses(folder: Path) -> None:
     keep("failed-known-issue", failed, folder)
 
 
+def make_repairs(folder: Path) -> None:
+    """The same with repairs, alone and within a conversion. The patch and the other way are put in by hand."""
+    from pipeline_models import scale, write, write_changed
+
+    from trueport import api
+    from trueport.session import Session
+
+    def two_faults(model) -> None:
+        scale(3.0)(model)
+        model["constants"]["b2"]["data"][1] += 0.1
+
+    source = write(folder / "model.fake")
+    write_changed(folder / "wrong.fake", two_faults)
+    write(folder / "another.fake", seed=9, hidden=5)
+    with Session() as session:
+        for name, target in (("repaired", "wrong"), ("unrepaired", "another")):
+            out = folder / "fixed.fake"
+            done = api.repair(source, folder / f"{target}.fake", out=out, tools=False, session=session)
+            found = results.repair_document(done, rerun=[f"trueport repair model.fake {target}.fake -o fixed.fake"])
+            if name == "repaired":
+                found["patch"] = f"{folder}/fix.py"
+            else:
+                found["command"] = "trueport convert model.fake --to fake --option fake-copy.misbehave="
+            keep(name, found, folder)
+        options = ["fake-copy.misbehave=perturb:30"]
+        made = api.convert(source, to="fake", out=folder / "out.fake", options=options, session=session)
+        keep("convert-repaired", results.convert_document(made, rerun=CONVERT), folder)
+
+
 def keep(name: str, found, folder: Path) -> None:
     text = results.dumps(found).replace(str(folder), "models")
     text = re.sub(
@@ -270,6 +320,8 @@ if __name__ == "__main__":
             make_documents(Path(made))
         if "--diagnoses" in sys.argv:
             make_diagnoses(Path(made))
+        if "--repairs" in sys.argv:
+            make_repairs(Path(made))
     for one in NAMES:
         for suffix, render in FORMS.items():
             (GOLD / f"{one}.{suffix}").write_text(render(document(one)), encoding="utf-8")
