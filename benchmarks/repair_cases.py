@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trueport import __version__, api, feeds, opening, publish, verification
+from trueport import __version__, api, opening, publish, verification
 from trueport.artifact import Artifact
 from trueport.compare.types import Verification
 from trueport.outcome import Failure, Ok
@@ -173,7 +173,7 @@ def verified(session: Session, source: Path, target: Path | Artifact) -> Verific
     twin = opening.open_model(session, target, None, None, None)
     loaded = verification.reference(session, model)
     assert isinstance(loaded, Ok), loaded
-    given = feeds.generate(loaded.value.signature, seed=FRESH)
+    given = opening.generated(session, model, loaded.value.signature, seed=FRESH)
     return verification.verify(loaded.value, twin, given)
 
 

@@ -279,6 +279,8 @@ CHOICES: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         {"mode": "linear", "coordinate_transformation_mode": "half_pixel"},
         {"mode": "linear", "coordinate_transformation_mode": "align_corners"},
     ),
+    "ScatterElements": ({"reduction": "add"}, {"reduction": "none"}),
+    "ScatterND": ({"reduction": "add"}, {"reduction": "none"}),
 }
 """Kind -> settings that there are few of, for where the source is taken apart and does not show its own."""
 
