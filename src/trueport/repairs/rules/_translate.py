@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from trueport.diagnosis import pool
 from trueport.diagnosis.attributes import listed, typed
 from trueport.diagnosis.operators import activation, kind, number
 from trueport.graph import Node
+from trueport.repairs.rules import _exact
+from trueport.repairs.rules._exact import Written
 from trueport.repairs.rules._writer import Order, Placed, Untranslatable, Writer, identity
 
 SEVERAL = frozenset({"MaxPool", "BatchNormalization"})
@@ -37,14 +39,6 @@ def translate(writer: Writer, node: Node) -> None:
 
 
 # -- the table ------------------------------------------------------------------------------------------------------------
-
-
-class Written(NamedTuple):
-    """Name of a result, and how it lies; see `Placed`."""
-
-    name: str
-    order: Order | None
-    at: tuple[int, ...] | None = None
 
 
 def _data(writer: Writer, node: Node) -> Placed:
@@ -124,10 +118,7 @@ def _binary(operator: str) -> Callable[[Writer, Node], Written]:
             if name in writer.source.dynamic:
                 operands.append(name)
             elif name:
-                array = writer.source.array(name)
-                if array is None:
-                    raise Untranslatable(f"the constant '{name}' of the source was not traced")
-                operands.append(np.asarray(array, np.float32))
+                operands.append(_float(writer, name))
         if len(operands) == 1:
             for name in ("other", "exponent", "self", "scale", "offset"):
                 scalar = number(node.attributes, name)
@@ -147,6 +138,25 @@ def _binary(operator: str) -> Callable[[Writer, Node], Written]:
 
 
 def _broadcast(writer: Writer, operator: str, operands: Sequence[str | np.ndarray]) -> Written:
+    names, order, at = _laid(writer, operands)
+    result = names[0]
+    for other in names[1:]:
+        result = writer.write(operator, [result, other])
+    return Written(result, order, at)
+
+
+def _where(writer: Writer, node: Node) -> Written:
+    operands = [name if name in writer.source.dynamic else _float(writer, name) for name in node.inputs if name]
+    if len(operands) != 3 or not isinstance(operands[0], str):
+        raise Untranslatable("the operands of the source's Where are not known")
+    names, order, at = _laid(writer, operands)
+    return Written(writer.write("Where", names), order, at)
+
+
+def _laid(
+    writer: Writer, operands: Sequence[str | np.ndarray]
+) -> tuple[list[str], Order | None, tuple[int, ...] | None]:
+    """Operands that are broadcast, all laid out alike: their names, and how they lie."""
     placed = {name: writer.value(name) for name in operands if isinstance(name, str)}
     rank = max(len(item.shape) for item in placed.values())
     first = next(item for item in placed.values() if len(item.shape) == rank)
@@ -168,10 +178,15 @@ def _broadcast(writer: Writer, operator: str, operands: Sequence[str | np.ndarra
                 order if order is not None and len(placed[item].shape) == rank else identity(len(placed[item].shape))
             )
             names.append(writer.arranged(placed[item], wanted))
-    result = names[0]
-    for other in names[1:]:
-        result = writer.write(operator, [result, other])
-    return Written(result, order, first.at if kept else None)
+    return names, order, first.at if kept else None
+
+
+def _float(writer: Writer, name: str) -> np.ndarray:
+    """A constant of the source."""
+    array = writer.source.array(name)
+    if array is None:
+        raise Untranslatable(f"the constant '{name}' of the source was not traced")
+    return np.asarray(array, np.float32)
 
 
 def _along(operator: str, *names: str) -> Callable[[Writer, Node], Written]:
@@ -179,27 +194,30 @@ def _along(operator: str, *names: str) -> Callable[[Writer, Node], Written]:
 
     def rule(writer: Writer, node: Node) -> Written:
         data, given = _data(writer, node), typed(writer.source, node)
-        axis = _axis(data, given.get("axis", -1))
         attributes = {name: given[name] for name in names if name in given}
-        name = data.name
+        name, order, at = data.name, data.order, data.at
+        axis = _axis(data, given.get("axis", -1))
+        if axis is None:
+            order, at = identity(len(data.shape)), None
+            name, axis = writer.arranged(data, order), int(given.get("axis", -1)) % len(order)
         beta = given.get("beta", 1.0)
         if operator == "Softmax" and beta != 1.0:
             name = writer.write("Mul", [name, writer.array(beta)])
-        return Written(writer.write(operator, [name], axis=axis, **attributes), data.order, data.at)
+        return Written(writer.write(operator, [name], axis=axis, **attributes), order, at)
 
     return rule
 
 
-def _axis(data: Placed, axis: Any) -> int:
-    """An axis of the source where the target has it. Raises Untranslatable."""
-    if isinstance(axis, int):
-        place = axis % len(data.shape)
-        if data.order is not None:
-            return data.order.index(place)
-        behind = len(data.shape) - place
-        if data.at is not None and data.at[-behind:] == data.shape[-behind:]:
-            return len(data.at) - behind
-    raise Untranslatable(f"the layout of '{data.name}' is not known")
+def _axis(data: Placed, axis: Any) -> int | None:
+    """An axis of the source where the target has it; None where it is merged with others. Raises Untranslatable."""
+    if not isinstance(axis, int):
+        raise Untranslatable(f"the axis of the operator that reads '{data.name}' is not known")
+    place = axis % len(data.shape)
+    if data.order is not None:
+        return data.order.index(place)
+    behind = len(data.shape) - place
+    trailing = data.at is not None and data.at[-behind:] == data.shape[-behind:]
+    return len(data.at) - behind if data.at is not None and trailing else None
 
 
 def _reduce(operator: str) -> Callable[[Writer, Node], Written]:
@@ -290,12 +308,11 @@ def _pool(operator: str) -> Callable[[Writer, Node], Written]:
             attributes["ceil_mode"] = 1
         if any(size != 1 for size in given.get("dilations", ())):
             attributes["dilations"] = given["dilations"]
-        if operator == "AveragePool":
-            if given.get("divisor_override", "size of the window") != "size of the window":
-                raise Untranslatable("the source's AveragePool divides by a number of its own")
-            if given.get("count_include_pad"):
-                attributes["count_include_pad"] = 1
-        return Written(writer.write(operator, [writer.arranged(data, wanted)], **attributes), wanted)
+        own = isinstance(given.get("divisor_override"), (int, float))
+        if operator == "AveragePool" and (own or given.get("count_include_pad")):
+            attributes["count_include_pad"] = 1
+        result = writer.write(operator, [writer.arranged(data, wanted)], **attributes)
+        return Written(_exact.own_divisor(writer, node, result) if operator == "AveragePool" else result, wanted)
 
     return rule
 
@@ -314,7 +331,8 @@ def _pad(writer: Writer, node: Node) -> Written:
 
 def _concat(writer: Writer, node: Node) -> Written:
     parts = [writer.value(name) for name in node.inputs if name in writer.source.dynamic]
-    if len(parts) != len([name for name in node.inputs if name]) or not parts:
+    constants = [writer.source.array(name) for name in node.inputs if name and name not in writer.source.dynamic]
+    if not parts or any(array is None or array.ndim for array in constants):  # a scalar is the axis
         raise Untranslatable("the source joins constants")
     order = parts[0].order if parts[0].order is not None else identity(len(parts[0].shape))
     axis = typed(writer.source, node).get("axis")
@@ -365,6 +383,45 @@ def _reshape(writer: Writer, node: Node) -> Written:
     return Written(writer.write("Reshape", [name, writer.array(wanted, np.int64)]), identity(len(after)))
 
 
+def _conv(writer: Writer, node: Node) -> Written:
+    """A convolution with the source's kernel, in the layout that the target's format has for it."""
+    data, given = _data(writer, node), typed(writer.source, node)
+    found = [pool.raw_of(item) for item in writer.source.parameters(node) if item.real and item.array.ndim > 2]
+    biases = [item.array for item in writer.source.parameters(node) if item.real and item.array.ndim == 1]
+    if len(found) != 1 or found[0].axes is None or len(biases) > 1 or "pads" not in given:
+        raise Untranslatable("the kernel or the padding of the source's Conv is not known")
+    rank, kernel = len(data.shape), found[0].array
+    wanted = _native(writer, node, rank)
+    group = data.shape[_channels(writer, node, rank)] // kernel.shape[1]
+    attributes = {name: given[name] for name in ("kernel_shape", "strides", "pads", "dilations") if name in given}
+    arrange = KERNELS.get(writer.format)
+    stored = kernel if arrange is None else arrange(kernel, group)
+    inputs = [writer.arranged(data, wanted), writer.array(stored), *map(writer.array, biases)]
+    return Written(writer.write("Conv", inputs, **attributes, group=group), wanted)
+
+
+def _channels_last_kernel(array: np.ndarray, group: int) -> np.ndarray:
+    """[out, in, *spatial] as Keras stores it: [*spatial, in, out], or [*spatial, in, multiplier] channel by channel."""
+    if group > 1 and array.shape[1] == 1:
+        split = array.reshape(group, -1, *array.shape[2:])
+        return np.moveaxis(split, (0, 1), (-2, -1))
+    return np.moveaxis(array, (1, 0), (-2, -1))
+
+
+def _tflite_kernel(array: np.ndarray, group: int) -> np.ndarray:
+    """[out, in, *spatial] as TFLite stores it: [out, *spatial, in], or [1, *spatial, out] channel by channel."""
+    return np.moveaxis(array, 0 if group > 1 and array.shape[1] == 1 else 1, -1)
+
+
+KERNELS: Mapping[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "tflite": _tflite_kernel,
+    "keras": _channels_last_kernel,
+    "h5": _channels_last_kernel,
+    "savedmodel": _channels_last_kernel,
+}
+"""Format -> how it stores a kernel, given as [out, in, *spatial]; the others store it like this."""
+
+
 def _matmul(writer: Writer, node: Node) -> Written:
     """A product with weights, and a bias behind it; or of two computed values."""
     computed = [name for name in node.inputs if name in writer.source.dynamic]
@@ -394,14 +451,17 @@ TABLE: Mapping[str, Callable[[Writer, Node], Written]] = {
         "Abs", "Ceil", "Cos", "Erf", "Exp", "Floor", "HardSwish", "Log", "Mish", "Neg", "Reciprocal", "Relu", "Sigmoid",
         "Sign", "Sin", "Softsign", "Sqrt", "Swish", "Tanh")},
     **{name: _plain(name, "alpha") for name in ("Celu", "Elu", "LeakyRelu", "ThresholdedRelu")},
-    **{name: _binary(name) for name in ("Add", "Div", "Max", "Min", "Mul", "Pow", "Sub")},
+    **_exact.RULES,
+    **{name: _binary(name) for name in ("Add", "Greater", "Less", "Max", "Min", "Mul", "Pow", "Sub")},
     **{name: _reduce(name) for name in ("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum")},
     "AveragePool": _pool("AveragePool"),
     "BatchNormalization": _batch_normalization,
     "Cast": _identity,
     "Clip": _plain("Clip", "min", "max"),
     "Concat": _concat,
+    "Conv": _conv,
     "DequantizeLinear": _identity,
+    "Div": _exact.division(_binary("Div")),
     "Gelu": _plain("Gelu", "approximate"),
     "Gemm": _matmul,
     "HardSigmoid": _plain("HardSigmoid", "alpha", "beta"),
@@ -420,12 +480,12 @@ TABLE: Mapping[str, Callable[[Writer, Node], Written]] = {
     "Selu": _plain("Selu", "alpha", "gamma"),
     "Slice": _slice,
     "Softmax": _along("Softmax"),
-    "Softplus": _plain("Softplus"),
     "Square": _square,
     "SquaredDifference": _squared_difference,
     "Squeeze": _reshape,
     "Sum": _binary("Add"),
     "Transpose": _transpose,
+    "Where": _where,
     "Unsqueeze": _reshape,
 }  # fmt: skip
 """Kind of an operator of the source -> how it is written."""

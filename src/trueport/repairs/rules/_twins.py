@@ -44,7 +44,9 @@ class Twins:
 
     def writer(self, *, below: bool = False) -> Writer:
         """A writer that reads values of the target. `below`: those behind the fault too."""
-        return Writer(self.scene.ours, self.last, lambda name: self.find(name, below=below), translate)
+        return Writer(
+            self.scene.ours, self.scene.format, self.last, lambda name: self.find(name, below=below), translate
+        )
 
     def head(self, source: str) -> str:
         """Representative of the class of source values that are equal to one."""
@@ -82,12 +84,19 @@ class Twins:
         return found
 
     def known(self, *, below: bool = False) -> set[str]:
-        """The source values that the target has already."""
-        heads = {
-            head for head, names in self.by_class.items() if below or any(name not in self.below for name in names)
+        """The source values that the target has already, and those equal to them in the same sizes."""
+        found: dict[str, set[tuple[int, ...]]] = {}
+        for head, names in self.by_class.items():
+            usable = [name for name in names if below or name not in self.below]
+            shapes = {self.ours.infos[self.of_file[name].source].shape for name in usable}
+            if shapes:
+                found[head] = shapes
+        alike = {**dict.fromkeys(self.scene.pair.ours.infos), **self.scene.healed.alike}
+        return {
+            name
+            for name in alike
+            if (info := self.ours.infos.get(name)) is not None and info.shape in found.get(self.head(name), ())
         }
-        every = {name for name, head in self.scene.healed.alike.items() if head in heads}
-        return heads | every
 
     def find(self, source: str, *, below: bool = False) -> Placed | None:
         """A value of the source as the target has it; those first whose layout is known."""

@@ -80,11 +80,12 @@ def identity(rank: int) -> Order:
 class Writer:
     """Operators under construction. `find`: a value of the source as the target has it already, None where it has not.
 
-    last: whether the target's format puts channels last. translate: writes one operator of the source; pending: those
+    format: the target's; last: whether it puts channels last. translate: writes one operator of the source; pending: those
     that may be written, by what they give.
     """
 
     source: Inside
+    format: str
     last: bool
     find: Callable[[str], Placed | None]
     translate: Callable[[Writer, Node], None]

@@ -170,8 +170,9 @@ class Check:
     def heals(self, change: Change) -> bool:
         """Whether the chain, changed like this, gives the mended value."""
         order = self.run(change)
-        if order is None or (order.shape != self.shape and change.what not in ("turn", "replace")):
-            return False  # a value that was put in has the shape of the file, which a wrong transpose gave it
+        # A value that was put in has the shape that the file gives it, which a wrong transpose may have changed.
+        if order is None or (order.shape != self.shape and change.what != "turn"):
+            return False
         key = (change.what, change.place, order.tobytes())
         if key in self.seen:  # another order of axes of size 1
             return False

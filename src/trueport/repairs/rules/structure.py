@@ -91,6 +91,8 @@ def _proposal(edit: Edit, doubt: float) -> Proposal:
 
 def _extra(scene: Scene, stretch: Stretch, told: dict[str, str]) -> Iterator[Proposal]:
     """Nodes of the region whose result has the shape of what they read, without them."""
+    if scene.finding.kind == "missing":  # what stands before a gap is right
+        return
     ours = Counter(name for node in stretch.ours if stretch.source.runs(node) for name in kinds(node))
     declared = scene.finding.kind == "extra"
     place = {node.name: number for number, node in enumerate(scene.blamed)}
@@ -236,7 +238,9 @@ def _solved(scene: Scene, stretch: Stretch) -> Iterator[Proposal]:
         return
     for number, found in enumerate(Solver(scene, stretch).solve()):
         need = found.need
-        doubt = CERTAIN + 0.01 + 0.005 * number + (0.0 if found.idle or not found.other else 0.02)
+        # An operator of one operand may also undo what another one does wrongly: that one is to be changed first.
+        doubt = 0.01 if found.idle else 0.03 if found.other else GUESS - 0.02
+        doubt += 0.002 * number
         if number >= MOST:
             return
         if found.operator:
