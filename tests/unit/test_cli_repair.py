@@ -406,6 +406,17 @@ def test_what_cannot_be_mended_stays_as_the_converters_made_it(folder):
     assert (folder / "c-lost.fake").read_bytes() == (folder / "c-lost-plain.fake").read_bytes()
 
 
+def test_an_interrupted_repair_within_a_conversion_leaves_the_converted_model(folder):
+    bad = ["--option", "fake-copy.misbehave=perturb:30,then:trace=slow:0.4"]
+    words = ["convert", "model.fake", "--to", "fake", "-o", "c-i.fake", *bad]
+    done = interrupted(folder, "c-i", 1, *words)
+    document = read(folder / "c-i.json")
+    assert done.returncode == 130, done.stderr
+    assert (document["repair"]["interrupted"], document["repair"]["status"]) == (True, "unrepaired")
+    assert hashlib.sha256((folder / "c-i.fake").read_bytes()).hexdigest() == document["verify"]["target"]["sha256"]
+    assert document["verify"]["verdict"] == "deviates"
+
+
 # -- the library ----------------------------------------------------------------------------------------------------
 
 
