@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from diagnosis_cases import normal
-from repair_numpy import RUNS, Net, chain, mended, scene
+from repair_numpy import OPS, RUNS, Net, chain, mended, scene
 
 from trueport.align.types import Relation
 from trueport.repairs.rules import structure
@@ -154,6 +154,34 @@ def test_an_operator_of_another_kind_becomes_the_sources(ours, theirs):
     best = first(source, target, at="y1", twin="y1", region=["n_y1"], source_region=["n_y1"])
     assert change(best)["kind"] == "set-operator"
     assert change(best)["operator"] == ours[0]
+
+
+COMPOSED = [
+    ("Relu", {}, lambda x: np.maximum(x, 0)),
+    ("LeakyRelu", {"alpha": 0.15}, lambda x: np.where(x > 0, x, 0.15 * x)),
+    ("Elu", {"alpha": 0.8}, lambda x: np.where(x > 0, x, 0.8 * (np.exp(x) - 1))),
+    ("Clip", {"min": -0.25, "max": 0.75}, lambda x: np.clip(x, -0.25, 0.75)),
+    ("Softplus", {}, lambda x: np.log1p(np.exp(x))),
+    ("Sigmoid", {}, lambda x: 1 / (1 + np.exp(-x))),
+]
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "function"), COMPOSED, ids=lambda item: item if isinstance(item, str) else ""
+)
+def test_an_activation_that_the_source_takes_apart_is_told_by_its_values(op, attributes, function, monkeypatch):
+    monkeypatch.setitem(OPS, "GridSample", function)
+    source, target = chain("savedmodel", "Neg", "GridSample", "Exp"), chain("onnx", "Neg", "Tanh", "Exp")
+    best = first(source, target, at="y1", twin="y1", region=["n_y1"], source_region=["n_y1"])
+    assert change(best)["operator"] == op
+    assert change(best)["attributes"] == pytest.approx(attributes, rel=1e-4)
+
+
+def test_no_activation_is_fitted_to_what_none_gives():
+    source, target = chain("savedmodel", "Neg", "GridSample", "Exp"), chain("onnx", "Neg", "Tanh", "Exp")
+    shown = scene(source, target, X, at="y1", twin="y1", region=["n_y1"], source_region=["n_y1"])
+    found = structure.propose(shown)
+    assert isinstance(found, str) or all(item.edits[0].kind != "set-operator" for item in found)
 
 
 def test_an_activation_that_hides_behind_a_missing_one_is_changed_and_not_doubled():

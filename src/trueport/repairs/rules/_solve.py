@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trueport.align.info import numbers, rms
-from trueport.diagnosis.operators import kind
+from trueport.diagnosis.operators import ACTIVATIONS, kind
 from trueport.diagnosis.structure import Stretch
 from trueport.graph import Node
 from trueport.repairs.scene import Scene
@@ -37,6 +37,43 @@ UNARY: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "Tanh": np.tanh,
 }
 """Operators of one operand."""
+
+
+def _sigmoid(array: np.ndarray) -> np.ndarray:
+    return np.asarray(1 / (1 + np.exp(-array)))
+
+
+def _ratio(wanted: np.ndarray, given: np.ndarray) -> float:
+    """The factor that fits best where `given` is negative; 0 where it never is."""
+    low = given < 0
+    power = float(np.sum(given[low] ** 2))
+    return float(np.sum(wanted[low] * given[low])) / power if power else 0.0
+
+
+FITTED: Mapping[str, Callable[[np.ndarray, np.ndarray], tuple[dict[str, float], np.ndarray]]] = {
+    "Relu": lambda x, y: ({}, np.maximum(x, 0)),
+    "Sigmoid": lambda x, y: ({}, _sigmoid(x)),
+    "Tanh": lambda x, y: ({}, np.tanh(x)),
+    "Softplus": lambda x, y: ({}, np.logaddexp(x, 0)),
+    "Softsign": lambda x, y: ({}, x / (1 + np.abs(x))),
+    "HardSigmoid": lambda x, y: ({"alpha": 1 / 6, "beta": 0.5}, np.clip(x / 6 + 0.5, 0, 1)),
+    "HardSwish": lambda x, y: ({}, x * np.clip(x / 6 + 0.5, 0, 1)),
+    "Swish": lambda x, y: ({}, x * _sigmoid(x)),
+    "Clip": lambda x, y: ({"min": float(y.min()), "max": float(y.max())}, np.clip(x, y.min(), y.max())),
+    "LeakyRelu": lambda x, y: ({"alpha": (a := _rounded(_ratio(y, x)))}, np.where(x > 0, x, a * x)),
+    "Elu": lambda x, y: (
+        {"alpha": (a := _rounded(_ratio(y, np.expm1(np.minimum(x, 0)))))},
+        np.where(x > 0, x, a * np.expm1(np.minimum(x, 0))),
+    ),
+}
+"""Activation -> (its attributes, what it gives) for what it reads and what it should give."""
+
+
+def _rounded(value: float) -> float:
+    """A setting as somebody would have written it."""
+    short = float(f"{value:.3g}")
+    return short if abs(short - value) <= 1e-4 * abs(value) else value
+
 
 LEVELS = 4
 """Operators upwards from the place of the fault through which values are solved for."""
@@ -102,6 +139,24 @@ class Solver:
                 for operator, binary in BINARY.items():
                     if self._fits(need, _computed(binary, self._own(need), array)):
                         yield Solved(need, operator, other, other in self.idle)
+
+    def fitted(self) -> Iterator[tuple[Node, str, dict[str, float]]]:
+        """Activations of the region, and the other one that gives what they should."""
+        for need in self.needs():
+            node = self.graph.producer(need.value)
+            if node is None or kind(node) not in {*ACTIVATIONS, "Clip"} or need.reader is not None:
+                continue
+            given = self._operand(node, 0)
+            if given is None or given.shape != need.array.shape:
+                continue
+            for operator, fit in FITTED.items():
+                if operator == kind(node) and operator not in ("Clip", "LeakyRelu", "Elu"):
+                    continue
+                with np.errstate(all="ignore"):
+                    attributes, array = fit(given.astype(np.float64), need.array.astype(np.float64))
+                if self._fits(need, array):
+                    yield node, operator, attributes
+                    break
 
     def _own(self, need: Need) -> np.ndarray:
         return numbers(np.asarray(self.values[need.value]))

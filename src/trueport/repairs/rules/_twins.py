@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -13,7 +14,7 @@ from trueport.align.match import GROWTH
 from trueport.align.types import Match, Relation
 from trueport.graph import FINE
 from trueport.repairs.rules._translate import translate
-from trueport.repairs.rules._writer import Order, Placed, Writer, identity, order_of
+from trueport.repairs.rules._writer import RESULT, Order, Placed, Writer, identity, order_of
 from trueport.repairs.scene import Scene
 
 NEAREST = 60
@@ -44,8 +45,15 @@ class Twins:
 
     def writer(self, *, below: bool = False) -> Writer:
         """A writer that reads values of the target. `below`: those behind the fault too."""
+        names = (name for node in self.graph.nodes for name in node.outputs)
+        taken = [int(number) for name in names for number in re.findall(rf"{RESULT}_(\d+)", name)]
         return Writer(
-            self.scene.ours, self.scene.format, self.last, lambda name: self.find(name, below=below), translate
+            source=self.scene.ours,
+            format=self.scene.format,
+            last=self.last,
+            find=lambda name: self.find(name, below=below),
+            translate=translate,
+            first=max(taken, default=-1) + 1,
         )
 
     def head(self, source: str) -> str:

@@ -80,7 +80,8 @@ def identity(rank: int) -> Order:
 class Writer:
     """Operators under construction. `find`: a value of the source as the target has it already, None where it has not.
 
-    format: the target's; last: whether it puts channels last. translate: writes one operator of the source; pending: those
+    format: the target's; last: whether it puts channels last. translate: writes one operator of the source; first:
+    number of the first result, beyond those that the target has from an earlier edit; pending: operators
     that may be written, by what they give.
     """
 
@@ -89,6 +90,7 @@ class Writer:
     last: bool
     find: Callable[[str], Placed | None]
     translate: Callable[[Writer, Node], None]
+    first: int = 0
     pending: dict[str, Node] = field(default_factory=dict)
     made: list[Made] = field(default_factory=list)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
@@ -115,7 +117,7 @@ class Writer:
 
     def write(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
         """Add an operator; gives the name of its result."""
-        output = f"{RESULT}_{len(self.made)}"
+        output = f"{RESULT}_{self.first + len(self.made)}"
         self.made.append(Made(operator, tuple(inputs), attributes, output))
         return output
 

@@ -236,7 +236,12 @@ def _solved(scene: Scene, stretch: Stretch) -> Iterator[Proposal]:
     """What gives the mended value, as NumPy finds it: a missing operator, or another value as an operand."""
     if scene.finding.kind in ("extra", "missing"):
         return
-    for number, found in enumerate(Solver(scene, stretch).solve()):
+    solver = Solver(scene, stretch)
+    for node, operator, attributes in solver.fitted():
+        change: EditDict = {"kind": "set-operator", "node": node.name, "operator": operator, "attributes": attributes}
+        reason = f"{operator} of what it reads is what the source has here"
+        yield _proposal(scene.edit(NAME, node.name, kind(node), operator, reason, change), LIKELY - 0.01)
+    for number, found in enumerate(solver.solve()):
         need = found.need
         # An operator of one operand may also undo what another one does wrongly: that one is to be changed first.
         doubt = 0.01 if found.idle else 0.03 if found.other else GUESS - 0.02
@@ -247,7 +252,7 @@ def _solved(scene: Scene, stretch: Stretch) -> Iterator[Proposal]:
             step: dict[str, Any] = {"operator": found.operator, "attributes": {}, "slot": 0}
             if found.other:
                 step["others"] = [found.other]
-            change: EditDict = {"kind": "insert", "value": need.value, "steps": [step]}
+            change = {"kind": "insert", "value": need.value, "steps": [step]}
             readers = scene.pair.target.graph.consumers.get(need.value, ())
             if need.reader is not None and len(readers) > 1:
                 change["readers"] = [need.reader.name]
