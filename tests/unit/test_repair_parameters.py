@@ -249,6 +249,23 @@ def test_a_constant_that_is_nobodys_is_replaced_for_all_its_readers():
     assert all(same(array, BIAS) for array in made.values())
 
 
+def test_a_bias_that_stands_twice_gives_way_to_the_one_that_stands_nowhere():
+    """Both biases are in the region of one layer of the source, so that each looks explained wherever it stands."""
+    one, two = normal(6, seed=21), normal(6, seed=22)
+    weights = normal(6, 6, seed=23), normal(6, 6, seed=24)
+    source, target = Model("pytorch", x=(1, 6)), Model("tflite", x=(1, 6))
+    names = [source.const(name, array) for name, array in zip("wvab", (*weights, one, two), strict=True)]
+    source.add("Cell", "x", *names, out="y", native="aten.cell", shape=(1, 6))
+    for place, weight in enumerate(weights):
+        reads = target.const(f"w{place}", weight), target.const(f"b{place}", one)
+        target.add("Gemm", "x", *reads, out=f"y{place}", name=f"d{place}", native="FULLY_CONNECTED", shape=(1, 6))
+    found = proposals(parameters, source, target, theirs=["d1"], place="y1")
+    assert written(found[0]).keys() == {("d1", "b1")}
+    assert same(only(found[0]).arrays["new"], two)
+    target.constants["b1"] = two
+    refused(parameters, source, target, theirs=["d1"], place="y1")
+
+
 # -- normalisations ---------------------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +297,38 @@ def test_a_shift_that_lost_its_values_gets_them_back():
     made = written(proposals(parameters, model("pytorch", BETA), model("onnx", np.zeros(8, np.float32)))[0])
     assert made.keys() == {("ln", "b")}
     assert same(made["ln", "b"], BETA)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("slot", ["gamma", "beta", "mean", "var"])
+def test_a_normalisation_that_the_source_computes_as_scale_and_shift(slot, stored):
+    """From the parameters that the source works them out of; where it has the numbers alone, such that they come out."""
+    shift = (BETA - MEAN * SCALE).astype(np.float32)
+    source = Model("savedmodel", x=(1, 6, 6, 8))
+    if stored:
+        for name, array in (("u1", GAMMA), ("u2", BETA), ("u3", MEAN), ("u4", VAR), ("eps", np.float32(EPSILON))):
+            source.const(name, array)
+        source.add("Add", "u4", "eps", out="v", name="add", value=VAR + np.float32(EPSILON))
+        source.add("Rsqrt", "v", out="r", name="rsqrt", value=1 / np.sqrt(VAR + EPSILON))
+        source.add("Mul", "r", "u1", out="scale", name="mul", value=SCALE.astype(np.float32))
+        source.add("Mul", "u3", "scale", out="m", name="mul_2", value=(MEAN * SCALE).astype(np.float32))
+        source.add("Sub", "u2", "m", out="shift", name="sub", value=shift)
+    else:
+        source.const("scale", SCALE.astype(np.float32))
+        source.const("shift", shift)
+    source.add("Mul", "x", "scale", out="y0", name="mul_1", shape=(1, 6, 6, 8))
+    source.add("Add", "y0", "shift", out="y", name="add_1", shape=(1, 6, 6, 8))
+    target = Model("keras", x=(1, 6, 6, 8))
+    values = {"gamma": GAMMA, "beta": BETA, "mean": MEAN, "var": VAR}
+    values[slot] = (values[slot] * 1.4 + 0.1).astype(np.float32)
+    norm(target, "x", out="y", **values)
+    made = written(proposals(parameters, source, target, place="y")[0])
+    new = {name: made.get(("bn", f"bn.{name}"), values[name]).astype(np.float64) for name in values}
+    if stored:
+        assert made.keys() == {("bn", f"bn.{slot}")}
+    scale = new["gamma"] / np.sqrt(new["var"] + EPSILON)
+    assert np.allclose(scale, SCALE, rtol=1e-5)
+    assert np.allclose(new["beta"] - new["mean"] * scale, shift, rtol=1e-5, atol=1e-5)
 
 
 # -- other parameters ---------------------------------------------------------------------------------------------------------------
@@ -325,6 +374,16 @@ def test_one_of_several_parts_of_a_packed_matrix():
     found = proposals(parameters, source, target, place="y1")
     assert written(found[0]).keys() == {("m1", "p1")}
     assert same(only(found[0]).arrays["new"], packed[4:8].T)
+
+
+def test_a_vector_that_is_one_gate_of_a_packed_one():
+    """A cell whose first step was worked out keeps a part of its bias as the factor of a product."""
+    packed = normal(21, seed=1)
+    source, target = Model("pytorch", x=(1, 1, 7)), Model("tflite", x=(1, 1, 7))
+    source.add("Add", "x", source.const("bias", packed), out="s", native="aten.add.Tensor", shape=(1, 21))
+    spoilt = (packed[14:] + 0.3 * packed.std() * normal(7, seed=3)).astype(np.float32).reshape(1, 1, 7)
+    target.add("Mul", "x", target.const("c", spoilt), out="y", native="MUL", shape=(1, 1, 7))
+    assert same(only(proposals(parameters, source, target)[0]).arrays["new"], packed[14:].reshape(1, 1, 7))
 
 
 # -- what is declared ---------------------------------------------------------------------------------------------------------------

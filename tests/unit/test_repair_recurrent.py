@@ -142,6 +142,36 @@ def test_gates_that_the_source_has_as_single_products():
     assert faults(torch("LSTM", gates), applied(target, best)) == []
 
 
+def steps(op, gates, order):
+    """A source that computes its cell from packed matrices, which nothing names."""
+    source = Model("savedmodel", x=(1, 7, WIDTH))
+    reads = [
+        source.const("unknown", packed(gates, order, 0).T),
+        source.const("unknown_0", packed(gates, order, 1).T),
+        source.const("unknown_1", np.stack([packed(gates, order, 2), packed(gates, order, 3)])),
+    ]
+    source.add("Loop", "x", *reads, out="y", name="while", native="While", shape=(1, 7, HIDDEN))
+    return source
+
+
+@pytest.mark.parametrize(("op", "order"), [("LSTM", "ifco"), ("GRU", "zrh"), ("GRU", "rzh")])
+def test_a_cell_that_is_nothing_like_the_sources_takes_its_matrices_by_their_sizes(op, order):
+    gates, other = blocks(op, 1), blocks(op, 2)
+    found = proposals(recurrent, steps(op, gates, order), onnx(op, other))
+    ends = [faults(torch(op, gates), applied(onnx(op, other), one)) for one in found]
+    assert [] in ends
+
+
+@pytest.mark.parametrize("op", ["LSTM"])
+def test_a_bias_of_zeros_beside_right_weights_is_that_of_the_steps(op):
+    gates = blocks(op)
+    target = onnx(op, gates)
+    target.constants["B"][:] = 0
+    best = proposals(recurrent, steps(op, gates, "ifco"), target)[0]
+    assert written(best).keys() == {("rnn", "B")}
+    assert faults(torch(op, gates), applied(target, best)) == []
+
+
 def test_a_faithful_cell_is_left_alone():
     assert "every gate" in refused(recurrent, torch("LSTM", blocks("LSTM")), onnx("LSTM", blocks("LSTM")))
 

@@ -19,6 +19,7 @@ def arithmetic(op, number, *, format="onnx", attribute=None, shape=()):
         model.add(op, "x", out="y", name="a", shape=SHAPE, native="aten.op.Tensor", **{attribute: number})
     else:
         model.add(op, "x", model.const("c", np.full(shape, number, np.float32)), out="y", name="b", shape=SHAPE)
+    model.values["y"] = normal(2, *SHAPE, seed=77)  # nothing that one number makes of x
     return model
 
 
@@ -75,6 +76,40 @@ def test_an_attribute_is_set_where_the_number_is_one():
     assert change["kind"] == "set-attribute"
     assert change["attribute"] == "other"
     assert np.isclose(change["value"], 0.37)
+
+
+COMPUTED = {
+    "Add": lambda x, c: x + c,
+    "Sub": lambda x, c: x - c,
+    "Mul": lambda x, c: x * c,
+    "Div": lambda x, c: x / c,
+}
+
+
+@pytest.mark.parametrize("op", COMPUTED)
+@pytest.mark.parametrize("first", [False, True])
+def test_a_number_that_the_source_does_not_show_is_measured(op, first):
+    """The source computes it in another way; the value behind the operator, once it is right, tells the number."""
+    source, target = Model("pytorch", x=SHAPE), Model("onnx", x=SHAPE)
+    source.add("Elu", "x", out="y", name="a", native="aten.elu", shape=SHAPE)
+    target.const("c", np.float32(0.2))
+    target.add(op, *(("c", "x") if first else ("x", "c")), out="y", name="b", shape=SHAPE)
+    x = target.values["x"]
+    target.values["y"] = COMPUTED[op](*((0.71, x) if first else (x, 0.71))).astype(np.float32)
+    found = numbers(proposals(scalars, source, target))
+    assert any(np.isclose(number, 0.71, rtol=1e-5) for number in found)
+
+
+def test_a_measured_number_that_is_known_is_that_number():
+    source, target = arithmetic("Elu", 0.37, format="pytorch", attribute="alpha"), arithmetic("Mul", 0.2)
+    target.values["y"] = (target.values["x"] * 0.370003).astype(np.float32)  # with the rounding of what stands before
+    assert float(np.float32(0.37)) in numbers(proposals(scalars, source, target))
+
+
+def test_nothing_is_measured_where_no_one_number_makes_the_result():
+    source, target = Model("pytorch", x=SHAPE), arithmetic("Mul", 1 / 3)
+    source.add("Elu", "x", out="y", name="a", native="aten.elu", shape=SHAPE)
+    assert "every number" in refused(scalars, source, target)
 
 
 # -- epsilons -----------------------------------------------------------------------------------------------------------------

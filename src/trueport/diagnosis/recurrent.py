@@ -349,8 +349,13 @@ def alike_parts(block: np.ndarray, arrays: Mapping[_Name, np.ndarray]) -> list[t
 
 def packing(gates: str) -> str | None:
     """The order in which formats other than ONNX pack these gates; None where they do not agree."""
-    usual = {order for (_, family), order in _ORDERS.items() if family != "onnx" and set(order) == set(gates)}
-    return usual.pop() if len(usual) == 1 else None
+    usual = packings(gates)
+    return usual[0] if len(usual) == 1 else None
+
+
+def packings(gates: str) -> list[str]:
+    """The orders in which formats other than ONNX pack these gates."""
+    return sorted({order for (_, family), order in _ORDERS.items() if family != "onnx" and set(order) == set(gates)})
 
 
 def _misplaced(cell: Cell, part: str, places: Mapping[str, tuple[str, int]]) -> list[GateFault]:

@@ -145,21 +145,22 @@ def _wide(region: Region, mine: Known) -> Iterator[Known]:
 
 def _parts(region: Region, item: Parameter, mine: Known) -> Iterator[Known]:
     """A block of a larger array of the source, or several end to end."""
-    whole = mine.array
+    whole = _flat(mine.array)
     others = [
-        pool.raw_of(one).array
+        _flat(pool.raw_of(one).array)
         for node in region.theirs
         for one in region.target.parameters(node)
         if one.real and one.name != item.name and one.array.size == item.array.size
     ]
     blocks: list[Known] = []
     for known in region.pool.raw:
-        if known.array.ndim != whole.ndim or known.array.size <= whole.size:
+        array = _flat(known.array)
+        if array.ndim != whole.ndim or array.size <= whole.size:
             continue
-        axes = [axis for axis in range(whole.ndim) if whole.shape[axis] != known.array.shape[axis]]
-        if len(axes) != 1 or known.array.shape[axes[0]] % whole.shape[axes[0]]:
+        axes = [axis for axis in range(whole.ndim) if whole.shape[axis] != array.shape[axis]]
+        if len(axes) != 1 or array.shape[axes[0]] % whole.shape[axes[0]]:
             continue
-        split = np.split(known.array, known.array.shape[axes[0]] // whole.shape[axes[0]], axes[0])
+        split = np.split(array, array.shape[axes[0]] // whole.shape[axes[0]], axes[0])
         blocks += [
             Known(block, known.names, f"block {place}", axes=known.axes)
             for place, block in enumerate(split)
@@ -170,6 +171,12 @@ def _parts(region: Region, item: Parameter, mine: Known) -> Iterator[Known]:
         joined = _joined(region, mine, axis)
         if joined is not None:
             yield joined
+
+
+def _flat(array: np.ndarray) -> np.ndarray:
+    """A vector without the axes of size 1 by which it broadcasts; everything else as it is."""
+    tight = layouts.tight(array)
+    return tight if tight.ndim == 1 else array
 
 
 def _joined(region: Region, mine: Known, axis: int) -> Known | None:

@@ -9,11 +9,12 @@ Does not apply where every parameter is explained, or the source has nothing of 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from trueport.diagnosis import differences, folding, pool
+from trueport.diagnosis import differences, folding, layouts, pool
 from trueport.diagnosis.operators import kind
 from trueport.diagnosis.parameters import Region, counts
 from trueport.diagnosis.recurrent import KINDS, cells
@@ -28,6 +29,9 @@ from trueport.repairs.types import Edit, Proposal
 
 NAME = "WB parameters"
 CAUSES = frozenset({Cause.PARAMETERS, Cause.PRECISION})
+
+FEW, MOST_ASTRAY = 3, 4
+"""Elements up to which vectors are alike by accident; how many are tried in the place of one that stands twice."""
 
 
 def propose(scene: Scene) -> list[Proposal] | str:
@@ -57,6 +61,10 @@ def propose(scene: Scene) -> list[Proposal] | str:
             new=_single(known.array.ravel()),
         )
         proposals.append(Proposal(edits=(edit,)))
+    proposals += [
+        Proposal(edits=(edit,), doubt=min(0.2 + 0.02 * place, 0.45))
+        for place, edit in enumerate(itertools.islice(_astray(scene, region), MOST_ASTRAY))
+    ]
     if proposals:
         return proposals
     if open_ones:
@@ -92,6 +100,32 @@ def _of(scene: Scene, region: Region, items: Sequence[Parameter], doubt: float) 
             more = (0.05 if len(firsts) > 1 else 0.0) + 0.01 * place + 0.08 * number
             proposals.append(Proposal(edits=edits, doubt=doubt + min(more, 0.35)))
     return proposals
+
+
+def _astray(scene: Scene, region: Region) -> Iterator[Edit]:
+    """Vectors that are the source's, and stand in the target a second time while another of their size stands nowhere."""
+    held = [
+        np.asarray(item.array, np.float64).ravel()
+        for node in scene.theirs.graph.nodes
+        for item in scene.theirs.parameters(node)
+        if item.real and item.array.size > FEW and layouts.tight(item.array).ndim == 1
+    ]
+    free = [
+        known
+        for known in region.pool.raw
+        if layouts.tight(known.array).ndim == 1 and np.any(known.array)
+        if not any(pool.close(one, known.array.ravel()) for one in held if one.size == known.array.size)
+    ]
+    for node in scene.blamed if free else ():
+        for item in scene.theirs.parameters(node) if scene.theirs.runs(node) and kind(node) != "Loop" else ():
+            own = np.asarray(item.array, np.float64).ravel()
+            place = place_of(scene.theirs, item) if item.real and own.size > FEW else None
+            if place is None or sum(np.array_equal(own, one) for one in held if one.size == own.size) < 2:
+                continue
+            for known in free:
+                if known.array.size == own.size:
+                    option = Option(known.array.reshape(item.array.shape), known.label)
+                    yield setting(scene, item, place, option, f"{known.label} of the source stands nowhere, this twice")
 
 
 def _once(edits: Iterator[Edit]) -> tuple[Edit, ...]:

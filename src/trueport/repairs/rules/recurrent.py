@@ -85,7 +85,7 @@ def rebuilt(items: Sequence[Parameter], sources: Sequence[Cell], loose: Mapping[
     if not targets or len(targets) != len(indices):
         return
     seen: list[np.ndarray] = []
-    ways = _pairings(targets, sources) if sources else iter([[_gathered(cell, loose) for cell in targets]])
+    ways = _pairings(targets, sources) if sources else _found(targets, loose)
     for chosen in ways:
         flat = np.concatenate([np.asarray(item.array, np.float64).ravel() for item in items if _counts(item)])
         for cell, index, source in zip(targets, indices, chosen, strict=True):
@@ -175,6 +175,48 @@ def _unlike(target: Cell, source: Cell) -> float:
 # -- a source that computes its cells step by step ------------------------------------------------------------------------
 
 
+def _found(targets: Sequence[Cell], loose: Mapping[str, np.ndarray]) -> Iterator[list[Cell | None]]:
+    """The cells told by what they are like; then by the sizes of packed matrices, for one target cell after the other."""
+    yield [_gathered(cell, loose) for cell in targets]
+    for place, cell in enumerate(targets):
+        for made in _whole(cell, loose):
+            yield [made if number == place else None for number in range(len(targets))]
+
+
+def _whole(cell: Cell, loose: Mapping[str, np.ndarray]) -> Iterator[Cell]:
+    """The cells that packed matrices of the right sizes make, in every order in which formats pack the gates."""
+    hidden, width = cell.blocks["W", cell.order[0]].shape
+    rows = hidden * len(cell.order)
+    matrices = [array for array in loose.values() if array.ndim == 2]
+    kernels, recurrents = (_sized(matrices, rows, columns) for columns in (width, hidden))
+    if width == hidden:
+        kernels, recurrents = kernels[0::2], kernels[1::2]
+    vectors = _vectors(loose, rows)
+    for order in recurrent.packings(cell.order):
+        for kernel, inner in itertools.product(kernels, recurrents):
+            blocks: dict[tuple[str, str], np.ndarray] = {}
+            for part, array in (("W", kernel), ("R", inner), *zip(("Wb", "Rb"), vectors, strict=False)):
+                blocks |= {(part, gate): one for gate, one in zip(order, np.split(array, len(order)), strict=True)}
+            yield Cell(cell.label, blocks, cell.order, ())
+
+
+def _sized(matrices: Sequence[np.ndarray], rows: int, columns: int) -> list[np.ndarray]:
+    """The matrices of a size, turned so that the gates lie along the first axis."""
+    upright = [array if array.shape == (rows, columns) else array.T for array in matrices]
+    return [array for array in upright if array.shape == (rows, columns)]
+
+
+def _vectors(loose: Mapping[str, np.ndarray], size: int) -> list[np.ndarray]:
+    """The packed biases: vectors of that size, also two in one array."""
+    found: list[np.ndarray] = []
+    for array in loose.values():
+        if array.shape == (size,):
+            found.append(array)
+        elif array.shape == (2, size):
+            found += [array[0], array[1]]
+    return found
+
+
 def _gathered(cell: Cell, loose: Mapping[str, np.ndarray]) -> Cell | None:
     """The cell that a source's matrices and vectors hold, which are most like it; None where a gate is not found there."""
     blocks: dict[tuple[str, str], np.ndarray] = {}
@@ -216,17 +258,14 @@ def _biases(cell: Cell, loose: Mapping[str, np.ndarray], packing: str | None) ->
     }
     if packing is None or not kept:
         return kept
-    rows: list[np.ndarray] = []
-    for array in loose.values():
-        flat = array.ravel()
-        if array.ndim <= 2 and flat.size == count * size:
-            rows.append(flat)
-        elif array.ndim == 2 and array.shape == (2, count * size):
-            rows += [array[0], array[1]]
-    sums = [*rows, *(one + two for one, two in itertools.combinations(rows, 2))]
+    rows = _vectors(loose, count * size)
     mine = np.concatenate([own[gate] for gate in packing])
+    if not np.any(mine):
+        parts = [(part, np.split(row, count)) for part, row in zip(("Wb", "Rb"), rows, strict=False)]
+        return {(part, gate): block for part, split in parts for gate, block in zip(packing, split, strict=True)}
+    sums = [*rows, *(one + two for one, two in itertools.combinations(rows, 2))]
     best = min(sums, key=lambda flat: _far(mine, flat), default=None)
-    if best is None or not np.any(mine):
+    if best is None:
         return kept
     split = dict(zip(packing, np.split(best, count), strict=True))
     return {("Wb", gate): split[gate] for gate in cell.order}

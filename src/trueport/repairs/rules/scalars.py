@@ -8,7 +8,8 @@ Does not apply where all numbers of the region stand in the source, and no opera
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -38,6 +39,11 @@ NEAR = 1e-2
 
 _ROOTS = ("Sqrt", "Rsqrt", "Pow")
 
+EXACT = 1e-4
+"""Relative difference up to which a measured number is one that is known: values carry the rounding of all before them."""
+
+_Array = np.ndarray
+
 
 def propose(scene: Scene) -> list[Proposal] | str:
     """Epsilons and other numbers, each alone and all at once; then indices of what was taken from data or from a shape."""
@@ -45,6 +51,7 @@ def propose(scene: Scene) -> list[Proposal] | str:
     if stretch is None:
         return "no operator of the target stands in the region"
     groups = [list(_numbers(scene, stretch, odd)) for odd in _odd(stretch)]
+    groups += [list(_measured(scene, stretch, node)) for node in scene.blamed if kind(node) in _SOLVED]
     groups += [list(_indices(scene, node)) for node in _gathers(scene)]
     groups = [group for group in groups if group]
     firsts = tuple({id(group[0]): group[0] for group in groups}.values())
@@ -103,6 +110,54 @@ def _change(scene: Scene, odd: Odd, value: float) -> tuple[EditDict, dict[str, n
 
 def _is(own: object, number: float) -> bool:
     return isinstance(own, (int, float)) and not isinstance(own, bool) and float(own) == number
+
+
+_SOLVED: dict[str, tuple[Callable[[_Array, _Array], float], Callable[[_Array, _Array], float]]] = {
+    "Add": (lambda x, y: float(np.mean(y - x)), lambda x, y: float(np.mean(y - x))),
+    "Sub": (lambda x, y: float(np.mean(x - y)), lambda x, y: float(np.mean(y + x))),
+    "Mul": (lambda x, y: _ratio(x, y), lambda x, y: _ratio(x, y)),
+    "Div": (lambda x, y: 1 / _ratio(x, y), lambda x, y: float(np.mean(x * y))),
+}
+"""Operator -> its constant, from its data x and its result y: as the second operand, and as the first."""
+
+_APPLIED: dict[str, Callable[[_Array, _Array], _Array]] = {
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "Div": np.divide,
+}
+
+
+def _ratio(x: _Array, y: _Array) -> float:
+    return float(np.sum(x * y)) / (float(np.sum(x * x)) or np.nan)
+
+
+def _measured(scene: Scene, stretch: Stretch, node: Node) -> Iterator[Edit]:
+    """The number that makes of an operator's data what the source has behind it; one that the source gives, if it is near."""
+    items = [one for one in scene.theirs.parameters(node) if one.real and one.array.size == 1]
+    data, name = scene.theirs.data(node), node.outputs[0]
+    if len(items) != 1 or len(data) != 1 or (name != scene.finding.target and scene.match(name) is None):
+        return
+    values = scene.pair.theirs.values
+    x, y = (np.asarray(values[one], np.float64) for one in (data[0], name))
+    own, first = float(items[0].array.ravel()[0]), items[0].slot == 0
+    with np.errstate(all="ignore"):
+        found = _SOLVED[kind(node)][int(first)](x, y) if x.shape == y.shape else np.nan
+        made = _APPLIED[kind(node)](*((found, x) if first else (x, found)))
+    if not np.isfinite(found) or not np.max(np.abs(made - y)) <= EXACT * np.max(np.abs(y)) or _near(found, own):
+        return
+    odd = Odd(node, Cause.PARAMETERS, "", None, own, 0.0, (), items[0].stored, own)
+    beside = replace(odd, number=found * 1.01)  # what equals the number itself is left out there
+    known = [*scalars.likely(stretch.source, stretch.ours, beside), 0.0]
+    value = min((one for one in known if _near(one, found)), key=lambda one: abs(one - found), default=found)
+    change = _change(scene, odd, value)
+    if change is not None:
+        reason = f"with {value:.6g} the result is the source's"
+        yield scene.edit(NAME, node.name, own, value, reason, change[0], **change[1])
+
+
+def _near(one: float, other: float) -> bool:
+    return abs(one - other) <= EXACT * max(abs(one), abs(other), EXACT)
 
 
 # -- indices --------------------------------------------------------------------------------------------------------------
