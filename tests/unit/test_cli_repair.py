@@ -49,6 +49,12 @@ def slow(model) -> None:
     model["faults"] = {"trace": ["slow:0.4"]}
 
 
+def other_activation(model) -> None:
+    """An operator of another kind, which files of the fake framework cannot be edited to mend."""
+    (node,) = [node for node in model["nodes"] if node["op"] == "Relu"]
+    node["op"] = "Tanh"
+
+
 def digests(folder, *names):
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
 
@@ -62,6 +68,7 @@ def folder(tmp_path_factory):
     write_changed(folder / "one.fake", scale(1.2))
     write_changed(folder / "two.fake", two_faults)
     write_changed(folder / "slow.fake", slow)
+    write_changed(folder / "tanh.fake", other_activation)
     np.savez(folder / "given.npz", x0=np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32))
     return folder
 
@@ -288,6 +295,40 @@ def test_words_of_a_repair_are_text_everywhere(repaired, hostile):
     assert "<script>alert" not in REPORTERS["html"][1](stored)
     rows = [line for line in REPORTERS["markdown"][1](stored).splitlines() if line.startswith("|")]
     assert {len(line.replace("\\|", "").split("|")) for line in rows} == {6 + 2, 7 + 2, 5 + 2}
+
+
+# -- another tool ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tools", [True, False])
+def test_where_no_change_helps_another_way_of_conversion_may(folder, tmp_path, tools):
+    words = [
+        "repair",
+        folder / "model.fake",
+        folder / "tanh.fake",
+        "-o",
+        "way.fake",
+        "--patch",
+        "fix.py",
+        "--json",
+        "r.json",
+    ]
+    done = trueport(*words, *([] if tools else ["--no-tools"]), cwd=tmp_path)
+    document = read(tmp_path / "r.json")
+    jsonschema.Draft202012Validator(results.schema("repair")).validate(document)
+    if not tools:
+        assert (done.returncode, document["status"], document["command"]) == (1, "unrepaired", "")
+        assert not (tmp_path / "way.fake").exists()
+        return
+    assert (done.returncode, document["status"], document["patch"]) == (0, "repaired", None)
+    assert [edit["kind"] for edit in document["edits"]] == ["convert-again"]
+    assert f"made by: {document['command']}" in done.stdout
+    assert "Converted another way" in done.stdout
+    assert any("there is no patch" in note for note in document["notes"])
+    assert document["command"] in document["explanation"]
+    again = trueport(*shlex.split(document["command"])[1:], "-o", tmp_path / "again.fake", "-q", cwd=folder)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "again.fake").read_bytes() == (tmp_path / "way.fake").read_bytes()
 
 
 # -- ^C -------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from trueport.repairs.types import Edit, Repair, Status
 
 def compose(made: Repair) -> str:
     """One sentence on the outcome with its figures, one per edit, and what could not be done."""
-    before, after = _ratio(made.before), None if made.after is None else _ratio(made.after)
+    before, after = _ratio(made.before), "" if made.after is None else _ratio(made.after)
     name = made.target.path.name
     if made.status is Status.NOT_NEEDED:
         return f"{name} is faithful to {made.source.path.name} as it is; nothing was changed."
@@ -19,14 +19,14 @@ def compose(made: Repair) -> str:
         stopped = " before the search was interrupted" if made.interrupted else ""
         none = ", and none brought it nearer" if made.attempts else ""
         return f"{name} could not be mended to compute what {made.source.path.name} computes: {tried}{stopped}{none}."
+    fall = f"the deviation falls from {before} to {after}" if before else f"it was {made.before.verdict} before"
     if made.command:
-        fall = f"the deviation falls from {before} to {after}"
         return f"No change to {name} makes it faithful, but converted another way the model is: {fall}. {made.command}"
     how = _changes(len(made.edits))
     if made.status is Status.REPAIRED:
-        head = f"{name} is faithful after {how}: on inputs that the search never saw the deviation falls from {before} to {after}."
+        head = f"{name} is faithful after {how}: on inputs that the search never saw {fall}."
     else:
-        head = f"{name} is nearer to its source after {how} and still not faithful: the deviation falls from {before} to {after}."
+        head = f"{name} is nearer to its source after {how} and still not faithful: {fall}."
     stopped = " The search was interrupted." if made.interrupted else ""
     return " ".join([head, *(_told(edit) for edit in made.edits)]) + stopped
 
@@ -57,9 +57,9 @@ def _changes(count: int, one: str = "", many: str = "") -> str:
 
 
 def _ratio(verification: Verification) -> str:
-    """The largest ratio to the noise floor, in words."""
+    """The largest ratio to the noise floor, in words; nothing where no output was compared."""
     ratios = [output.ratio for output in verification.comparison.outputs]
     if not ratios:
-        return str(verification.verdict)
+        return ""
     worst = math.inf if any(math.isnan(ratio) for ratio in ratios) else max(ratios)
     return f"{worst:.3g} times the noise floor" if math.isfinite(worst) else "no bound"

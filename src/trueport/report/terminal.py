@@ -230,7 +230,7 @@ def _next(mended: Document, console: Console) -> None:
     lines = [f"written to {mended['output']}"] if mended["output"] else []
     lines += [f"verify it: {line}" for line in (mended["after"] or {"rerun": []})["rerun"]]
     lines += [f"patch: {wording.patching(mended)}"] if mended["patch"] else []
-    lines += [f"another way: {mended['command']}"] if mended["command"] else []
+    lines += [f"{'made by' if mended['output'] else 'another way'}: {mended['command']}"] if mended["command"] else []
     if lines:
         console.print()
     for line in lines:

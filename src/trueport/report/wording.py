@@ -200,6 +200,8 @@ def reason(document: Document) -> str:
 
 def headline(document: Document) -> tuple[str, str]:
     """Return (state, sentence) of a stored result."""
+    if is_repair(document) and document["command"] and document["output"]:
+        return document["status"], "Converted another way, the model computes what the source computes."
     if document.get("status") == "failed" or is_repair(document):
         return document["status"], HEADLINES[document["status"]]
     verify = verification(document)
