@@ -7,7 +7,7 @@ long as what is left is as good.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from trueport import feeds as inputs
 from trueport.artifact import Artifact, Signature
 from trueport.compare.types import Verdict, Verification
 from trueport.feeds import Case, Feeds
+from trueport.feeds.dims import batch_axes
 from trueport.outcome import Ok
 from trueport.repairs import editing
 from trueport.repairs.types import Edit
@@ -24,6 +25,8 @@ from trueport.verification import Reference, verify
 
 UNSEEN = 7919
 """Added to the seed for inputs that the search never saw."""
+
+LONE = "a single run of data cannot be halved, so the inputs that the search never saw are generated ones"
 
 FALLS = 0.9
 """Share to which the deviation must fall for an edit to have helped."""
@@ -66,15 +69,16 @@ def split(given: Feeds, signature: Signature) -> tuple[Feeds, Feeds]:
         for number, half in enumerate(halves):
             half.append(replace(case, inputs={name: array[number::2] for name, array in case.inputs.items()}))
     if not halves[1]:
-        return given, inputs.generate(signature, seed=given.seed + UNSEEN)
-    labels = _labels(given)
+        other = inputs.generate(signature, seed=given.seed + UNSEEN)
+        return given, replace(other, notes=(*other.notes, LONE))
+    sizes = _samples(given, signature)
     parts = [
         Feeds.of(
             half,
             origin=f"{given.origin} ({word} half)",
-            count=sum(case.runs for case in half if case.kind == "data"),
+            count=sum(case.runs * sizes.get(case.name, 1) for case in half if case.kind == "data"),
             seed=given.seed,
-            labels=None if labels is None else labels[number],
+            labels=_labels(given, sizes, number),
             notes=given.notes,
         )
         for number, (half, word) in enumerate(zip(halves, ("first", "other"), strict=True))
@@ -82,22 +86,33 @@ def split(given: Feeds, signature: Signature) -> tuple[Feeds, Feeds]:
     return parts[0], parts[1]
 
 
-def _labels(given: Feeds) -> tuple[np.ndarray, np.ndarray] | None:
-    """The labels of both halves; None where they do not go one to one with the runs."""
-    data = given.of_kind("data")
-    if given.labels is None or len(given.labels) != sum(case.runs for case in data):
+def _samples(given: Feeds, signature: Signature) -> dict[str, int]:
+    """Data case -> samples of one of its runs, such that all make up the count; empty where they do not."""
+    data, axes = given.of_kind("data"), batch_axes(signature)
+    runs = sum(case.runs for case in data)
+    opened = [(name, axis + 1) for name, axis in axes.items() if axis is not None]
+    if opened:
+        name, axis = opened[0]
+        sizes = {case.name: case.inputs[name].shape[axis] for case in data if name in case.inputs}
+        if sum(case.runs * sizes.get(case.name, 0) for case in data) == given.count:
+            return sizes
+    return {case.name: given.count // runs for case in data} if given.count % runs == 0 else {}
+
+
+def _labels(given: Feeds, sizes: Mapping[str, int], half: int) -> np.ndarray | None:
+    """The labels of one half; None where it is not known which sample each belongs to."""
+    if given.labels is None or len(given.labels) != given.count or not sizes:
         return None
-    parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    parts: list[np.ndarray] = []
     start = 0
-    for case in data:
-        own = given.labels[start : start + case.runs]
-        start += case.runs
-        if case.runs < 2:
-            parts[0].append(own)
-        else:
-            parts[0].append(own[0::2])
-            parts[1].append(own[1::2])
-    return np.concatenate(parts[0]), np.concatenate(parts[1])
+    for case in given.of_kind("data"):
+        own = given.labels[start : start + case.runs * sizes[case.name]].reshape(case.runs, -1)
+        start += own.size
+        if case.runs >= 2:
+            parts.append(own[half::2].ravel())
+        elif half == 0:
+            parts.append(own.ravel())
+    return np.concatenate(parts)
 
 
 @dataclass(kw_only=True)
