@@ -71,6 +71,7 @@ def node(op, native=None, **attributes):
         (node("Relu", "ReLU", negative_slope=0.0), "Relu"),
         (node("Activation", activation="tanh"), "Tanh"),
         (node("Activation", activation="linear"), "Identity"),
+        (node("Tanh", "Activation"), "Tanh"),
         (node("GlobalAveragePool"), "ReduceMean"),
         (node("RSQRT"), "Rsqrt"),
         (node("adaptive_avg_pool2d"), "AveragePool"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from diagnosis_cases import normal
-from repair_numpy import RUNS, Net, chain, mended, scene
+from repair_numpy import OPS, RUNS, Net, chain, mended, scene
 
 from trueport.align.types import Relation
 from trueport.repairs.rules import layout
@@ -129,6 +131,22 @@ def test_what_is_wrong_otherwise_is_left_to_others(steps):
     found = layout.propose(scene(source, target, X, **where))
     assert isinstance(found, str)
     assert "order" in found
+
+
+@pytest.mark.parametrize(("format", "native"), [("keras", "Flatten"), ("onnx", "Reshape")])
+def test_an_operator_that_does_not_show_how_it_moves_elements_is_not_reckoned_with(format, native, monkeypatch):
+    """Keras' Flatten can flatten channels first, which its graph does not show."""
+    monkeypatch.setitem(OPS, "Reshape", lambda x, shape: np.transpose(x, (0, 3, 1, 2)).reshape(1, 96))
+    target = moved(format, ("Reshape", np.array([1, 96])))
+    target.nodes[1] = replace(target.nodes[1], native_op=native)
+    source = moved("savedmodel", ("GridSample",))
+    monkeypatch.setitem(OPS, "GridSample", lambda x: x.reshape(1, 96))
+    shown = scene(source, target, X, at="y1", twin="y1", region=["n_y1"], source_region=["n_y1"])
+    found = layout.propose(shown)
+    if native == "Flatten":
+        assert [proposal.edits[0].change["operator"] for proposal in found] == ["Flatten"]
+    else:
+        assert found == "an operator around the fault moves elements in a way that it does not show"
 
 
 def test_a_superfluous_operator_is_no_matter_of_layout():

@@ -167,7 +167,7 @@ _INPLACE = ("aten.", "prim.", "prims.")
 def kind(node: Node) -> str:
     """The canonical kind of an operator. A Clip without an upper bound that begins at zero is a Relu."""
     name = _KINDS.get(node.op, node.op)
-    if node.op in ("Activation",) or node.native_op == "Activation":
+    if node.op == "Activation" or (node.native_op == "Activation" and "activation" in node.attributes):
         return activation(node) or "Identity"
     if node.op == "Rescaling":
         return "Mul"

@@ -82,6 +82,8 @@ def propose(scene: Scene) -> list[Proposal] | str:
     if given[0].size != wanted[0].size:
         return "the operators around the fault change the number of elements"
     check = Check(scene, chain, np.asarray(given), np.asarray(wanted))
+    if not check.true():
+        return _restated(scene, chain) or "an operator around the fault moves elements in a way that it does not show"
     found = [
         Proposal(edits=(edit,), doubt=doubt)
         for change in _changes(scene, chain, wanted.shape[1:])
@@ -91,6 +93,23 @@ def propose(scene: Scene) -> list[Proposal] | str:
     if not found:
         return "no single change of a transpose or reshape around the fault puts the elements in the source's order"
     return sorted(found, key=lambda proposal: proposal.doubt)
+
+
+def _restated(scene: Scene, chain: Chain) -> list[Proposal]:
+    """Flatten layers of Keras as they are by default: one may flatten channels first, which its graph does not show."""
+    found = []
+    for node in chain.nodes:
+        if node.native_op == "Flatten" and scene.format == "keras":
+            change: EditDict = {
+                "kind": "set-operator",
+                "node": node.name,
+                "operator": "Flatten",
+                "attributes": {"axis": 1},
+            }
+            reason = "the elements are flattened in the order in which they lie"
+            edit = scene.edit(NAME, node.name, "Flatten in another order", "Flatten", reason, change)
+            found.append(Proposal(edits=(edit,), doubt=REPLACED))
+    return found
 
 
 def chain_around(scene: Scene, value: str) -> Chain:
@@ -166,6 +185,14 @@ class Check:
         self.sample = np.unique(np.linspace(0, size - 1, min(size, SAMPLES)).astype(np.int64))
         self.unit = max(rms(self.wanted - self.wanted.mean(axis=1, keepdims=True)), 1e-30)
         self.seen: set[tuple[str, int, bytes]] = set()
+
+    def true(self) -> bool:
+        """Whether the chain as it is gives what the file has behind it."""
+        order, behind = self.run(None), self.scene.pair.target.values.get(self.chain.end)
+        if order is None or behind is None or behind[0].size != order.size:
+            return False
+        gap = rms(self.given[:, order.ravel()] - numbers(np.asarray(behind)).reshape(len(behind), -1))
+        return bool(not np.isfinite(gap) or gap / self.unit <= self.scene.pair.tolerance)
 
     def heals(self, change: Change) -> bool:
         """Whether the chain, changed like this, gives the mended value."""
