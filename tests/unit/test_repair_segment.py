@@ -133,6 +133,13 @@ def test_large_regions_are_left_alone():
     assert segment.propose(shown) == "the region has 15 operators, too many to be replaced at once"
 
 
+def test_a_source_that_computes_it_by_many_operators_is_not_written_out():
+    source = chain("pytorch", *["Tanh", "Sigmoid"] * 7)
+    target = chain("onnx", "Softplus")
+    shown = scene(source, target, X, at="y0", twin="y13", region=["n_y0"], source_region=["n_y13"])
+    assert "by 14 operators, too many" in segment.propose(shown)
+
+
 def test_a_missing_operator_of_some_readers_is_no_segment():
     source = Net("pytorch").add("Tanh", "x", out="a").add("Sigmoid", "a", out="b").add("Exp", "a", out="c")
     source.add("Sub", "b", "c", out="d").add("Mul", "d", "c", out="y")

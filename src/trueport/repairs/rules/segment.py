@@ -7,6 +7,7 @@ Does not apply where a region is large, or one of the source's operators has no 
 
 from __future__ import annotations
 
+from trueport.diagnosis.operators import moves
 from trueport.diagnosis.types import Cause
 from trueport.graph import Node
 from trueport.repairs.rules._twins import Twins
@@ -41,8 +42,9 @@ def propose(scene: Scene) -> list[Proposal] | str:
     known = twins.known() - {twins.head(finding.source), *ends}
     for end in ends:
         nodes = scene.pair.ours.graph.between(end, known)
-        if not nodes or len(nodes) > MOST:
-            why.setdefault(f"the source's region has {len(nodes)} operators")
+        computing = [node for node in nodes if scene.ours.runs(node) and not moves(node)]
+        if not nodes or len(computing) > MOST:
+            why.setdefault(f"the source computes this by {len(computing)} operators, too many to be written at once")
             continue
         try:
             edit = _edit(scene, twins, nodes, end)

@@ -147,7 +147,8 @@ def _missing(scene: Scene, twins: Twins, why: dict[str, None]) -> Iterator[Propo
     tried: set[str] = set()
     for number, end in enumerate(twins.same(finding.source)):
         between = scene.pair.ours.graph.between(end, twins.known() - {twins.head(finding.source), *twins.same(end)})
-        if not between or len(between) > LONGEST:
+        computing = [node for node in between if scene.ours.runs(node) and not moves(node)]
+        if not between or len(computing) > LONGEST:
             continue
         writer = twins.writer()
         try:
