@@ -400,6 +400,31 @@ def test_weights_on_a_grid_that_nobody_declared_are_the_first():
     assert proposals(parameters, conv(KERNEL, BIAS), conv(half, BIAS, format="onnx"))[0].doubt == 0
 
 
+@pytest.mark.parametrize(
+    ("declared", "stored", "grids"),
+    [
+        ("int8", "int8", {"keep", "new"}),
+        ("float16", "float16", {"keep", "new"}),
+        ("float32", "float16", {"new"}),
+        ("float32", "float32", {"keep"}),
+        ("int8", "float32", {"keep"}),
+    ],
+)
+def test_a_constant_on_a_grid_keeps_it_only_where_it_is_declared(declared, stored, grids):
+    target = conv((2 * KERNEL).astype(np.float32), BIAS, format="onnx")
+    made = target.build
+
+    def build(*outputs):
+        traced = made(*outputs)
+        traced.graph.constants["conv.weight"]["dtype"] = stored
+        return traced
+
+    target.build = build
+    found = proposals(parameters, conv(KERNEL, BIAS), target, precision=declared)
+    edits = [edit for one in found for edit in one.edits if edit.change["parameter"] == "conv.weight"]
+    assert {edit.change.get("grid", "keep") for edit in edits} == grids
+
+
 def test_an_edit_tells_what_was_there_and_what_is_there_now():
     edit = only(proposals(parameters, conv(KERNEL, BIAS), conv(KERNEL, np.zeros(8, np.float32), format="onnx"))[0])
     assert edit.before.startswith("conv.bias: 8, rms 0")

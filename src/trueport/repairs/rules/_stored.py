@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,12 +20,14 @@ _NARROW = ("float16", "bfloat16", "int8", "uint8", "int16", "int32")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """The constant `parameter` that `node` reads. `stored` arranges an array as it lies there; `grid`: how it is written."""
+    """The constant `parameter` that `node` reads. `stored` arranges an array as it lies there; `grid`: whether it keeps
+    the type and the scales that it has there, or gets new ones; `narrow`: whether it lies on a grid at all."""
 
     node: str
     parameter: str
     stored: Callable[[np.ndarray], np.ndarray]
     grid: str = "keep"
+    narrow: bool = False
 
 
 def place_of(inside: Inside, item: Parameter) -> Place | None:
@@ -40,9 +42,11 @@ def place_of(inside: Inside, item: Parameter) -> Place | None:
             return None
         node, name = made.name, behind[0]
     constant = inside.array(name)
+    narrow = str(inside.graph.constants[name].get("dtype", "")) in _NARROW
     if constant is None or node == item.node.name:
-        return Place(node=node, parameter=name, stored=lambda array: array)
-    return _behind(node, name, np.asarray(constant), np.asarray(item.array))
+        return Place(node=node, parameter=name, stored=lambda array: array, narrow=narrow)
+    place = _behind(node, name, np.asarray(constant), np.asarray(item.array))
+    return None if place is None else replace(place, narrow=narrow)
 
 
 def _behind(node: str, name: str, constant: np.ndarray, read: np.ndarray) -> Place | None:

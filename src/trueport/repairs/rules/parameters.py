@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -144,11 +145,20 @@ def _ways(scene: Scene, region: Region, item: Parameter) -> list[tuple[Edit, ...
     readers = _readers(scene, region, item)
     return [
         tuple(
-            setting(scene, reader, here, option, f"{option.label} of the source stands here")
+            setting(scene, reader, replace(here, grid=grid), option, f"{option.label} of the source stands here")
             for reader, here in [(item, place), *readers]
         )
         for option in options(region, item)
+        for grid in _grids(scene, place)
     ]
+
+
+def _grids(scene: Scene, place: Place) -> tuple[str, ...]:
+    """How a constant is written: on the grid that it has; where that itself may be wrong, on one of its own as well; on a
+    grid that nobody declared, never."""
+    if not place.narrow:
+        return ("keep",)
+    return ("new",) if scene.precision == "float32" else ("keep", "new")
 
 
 def _readers(scene: Scene, region: Region, item: Parameter) -> list[tuple[Parameter, Place]]:
