@@ -12,11 +12,12 @@ from pipeline_models import write, write_changed
 from trueport import api, feeds, verification
 from trueport.artifact import Artifact, Signature, TensorSpec
 from trueport.compare.types import Verdict
+from trueport.errors import UsageError
 from trueport.feeds import Case, Feeds, from_arrays
 from trueport.frameworks import fake
 from trueport.outcome import Ok
 from trueport.repairs import editing, gate
-from trueport.repairs.gate import LONE, UNSEEN, Gate, badness, fell, split
+from trueport.repairs.gate import FEW, UNSEEN, Gate, badness, fell, split
 from trueport.repairs.types import Edit
 from trueport.session import Session, Settings
 
@@ -51,7 +52,7 @@ def test_generated_inputs_are_held_out_by_another_seed():
     assert unseen.sha256 == feeds.generate(OPEN, seed=3 + UNSEEN).sha256 != given.sha256
 
 
-@pytest.mark.parametrize("samples", [2, 3, 5, 8, 13, 35, 64, 100])
+@pytest.mark.parametrize("samples", [4, 5, 8, 13, 35, 64, 100])
 def test_the_users_samples_are_shared_out_with_their_labels(samples):
     given = from_arrays({"x": counted(samples)}, OPEN, origin="mine.npz", labels=np.arange(samples))
     halves = split(given, OPEN)
@@ -96,13 +97,37 @@ def test_labels_that_belong_to_no_sample_are_left_out():
     assert [half.labels for half in split(given, OPEN)] == [None, None]
 
 
-def test_a_single_sample_is_joined_by_generated_ones_and_a_note():
-    given = from_arrays({"x": counted(1)}, OPEN, origin="mine.npz")
+@pytest.mark.parametrize("samples", [2, 3])
+def test_of_few_samples_none_is_held_out_and_a_note_says_so(samples):
+    """A half of one run could never be told faithful."""
+    given = from_arrays({"x": counted(samples)}, OPEN, origin="mine.npz", labels=np.arange(samples))
     ours, unseen = split(given, OPEN)
     assert ours is given
     assert unseen.origin.startswith("generated")
-    assert unseen.notes[-1] == LONE
+    assert unseen.notes[-1].startswith(FEW)
     assert unseen.sha256 == feeds.generate(OPEN, seed=given.seed + UNSEEN).sha256
+
+
+def test_a_single_sample_is_joined_by_generated_ones():
+    given = from_arrays({"x": counted(1)}, OPEN, origin="mine.npz", seed=5, labels=np.arange(1))
+    ours, unseen = split(given, OPEN)
+    (own,) = [case for case in ours.cases if case.name == "given data"]
+    assert np.array_equal(own.inputs["x"], given.cases[0].inputs["x"])
+    assert own.kind == "data"
+    generated = feeds.generate(OPEN, seed=5)
+    assert [case.name for case in ours.cases if case is not own] == [case.name for case in generated.cases]
+    assert (ours.labels, ours.count) == (None, 1 + generated.count)
+    assert ours.notes[-1].startswith(FEW)
+    assert unseen.sha256 == feeds.generate(OPEN, seed=5 + UNSEEN).sha256
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_too_few_samples_of_what_cannot_be_generated_are_refused_with_the_cure(samples):
+    x = TensorSpec(name="x", dtype="float32", shape=None)
+    data = [Case(name="data", kind="data", inputs={"x": counted(samples).reshape(samples, 1, 3)})]
+    given = Feeds.of(data, origin="mine.npz", count=samples)
+    with pytest.raises(UsageError, match="give at least 4 different inputs"):
+        split(given, Signature(inputs=(x,), outputs=()))
 
 
 # -- nearer or not ----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import numpy as np
 from trueport import feeds as inputs
 from trueport.artifact import Artifact, Signature
 from trueport.compare.types import Verdict, Verification
+from trueport.errors import UsageError
 from trueport.feeds import Case, Feeds
 from trueport.feeds.dims import batch_axes
 from trueport.outcome import Ok
@@ -26,7 +27,10 @@ from trueport.verification import Reference, verify
 UNSEEN = 7919
 """Added to the seed for inputs that the search never saw."""
 
-LONE = "a single run of data cannot be halved, so the inputs that the search never saw are generated ones"
+FEWEST = 2
+"""Runs of data that a verdict needs: of one alone nobody can tell what depends on the input."""
+
+FEW = "the data are too few to be halved"
 
 FALLS = 0.9
 """Share to which the deviation must fall for an edit to have helped."""
@@ -56,11 +60,15 @@ def fell(before: Badness, after: Badness) -> bool:
 def split(given: Feeds, signature: Signature) -> tuple[Feeds, Feeds]:
     """The inputs for the search, and others that it does not see.
 
-    Generated inputs: others of another seed. The user's: every second sample of each case; where there is but one, the
-    held-out ones are generated (a note says so).
+    Generated inputs: others of another seed. The user's: every second run of each case. Of fewer than 4 runs a half would
+    be a single one, which tells nothing: then the held-out ones are generated, and a note says so. A single run is joined
+    by generated ones in the search as well. Raises UsageError where that cannot be.
     """
     if given.origin.startswith("generated"):
         return given, inputs.generate(signature, seed=given.seed + UNSEEN)
+    data = given.of_kind("data")
+    if sum(case.runs // 2 for case in data) < FEWEST:
+        return _too_few(given, signature, sum(case.runs for case in data))
     halves: tuple[list[Case], list[Case]] = ([], [])
     for case in given.cases:
         if case.kind != "data" or case.runs < 2:
@@ -68,9 +76,6 @@ def split(given: Feeds, signature: Signature) -> tuple[Feeds, Feeds]:
             continue
         for number, half in enumerate(halves):
             half.append(replace(case, inputs={name: array[number::2] for name, array in case.inputs.items()}))
-    if not halves[1]:
-        other = inputs.generate(signature, seed=given.seed + UNSEEN)
-        return given, replace(other, notes=(*other.notes, LONE))
     sizes = _samples(given, signature)
     parts = [
         Feeds.of(
@@ -84,6 +89,25 @@ def split(given: Feeds, signature: Signature) -> tuple[Feeds, Feeds]:
         for number, (half, word) in enumerate(zip(halves, ("first", "other"), strict=True))
     ]
     return parts[0], parts[1]
+
+
+def _too_few(given: Feeds, signature: Signature, runs: int) -> tuple[Feeds, Feeds]:
+    """All of the user's inputs for the search, and generated ones that it does not see."""
+    try:
+        unseen = inputs.generate(signature, seed=given.seed + UNSEEN)
+        joined = None if runs >= FEWEST else inputs.generate(signature, seed=given.seed)
+    except UsageError as error:
+        raise UsageError(
+            f"the data are too few to keep some from the search, and none can be generated ({error}); give at least "
+            f"{2 * FEWEST} different inputs"
+        ) from None
+    unseen = replace(unseen, notes=(*unseen.notes, f"{FEW}, so those that the search never saw are generated ones"))
+    if joined is None:
+        return given, unseen
+    own = [replace(case, name=f"given {case.name}") for case in given.of_kind("data")]
+    origin, count = f"{given.origin} and generated ones (seed {given.seed})", given.count + joined.count
+    notes = (*given.notes, f"{FEW}, so the search takes generated ones as well")
+    return Feeds.of((*joined.cases, *own), origin=origin, count=count, seed=given.seed, notes=notes), unseen
 
 
 def _samples(given: Feeds, signature: Signature) -> dict[str, int]:
