@@ -82,7 +82,7 @@ CASES = (
         wrong=Model(zoo="keras-port", entry="reshape"),
         how="NCHW is read as NHWC: a Reshape stands where the elements have to be transposed",
         edits="one: the Reshape becomes a Permute",
-        kinds=("inputs", "structure", "hyperparameters"),
+        kinds=("structure",),
         fewest=1,
     ),
     Case(
@@ -150,7 +150,7 @@ CASES = (
         wrong=Model(zoo="keras-port", entry="swapped"),
         how="the transposition from NCHW to NHWC also swaps height and width",
         edits="one: the order of axes of the Permute",
-        kinds=("inputs", "structure", "hyperparameters"),
+        kinds=("structure",),
         fewest=1,
     ),
     Case(

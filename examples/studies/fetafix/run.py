@@ -27,11 +27,12 @@ from trueport.session import Session, Settings
 
 
 def chosen(ids: Sequence[str]) -> list[Case]:
-    """The cases of these names, all without any. Ends the program with one sentence for a name that is none."""
+    """The cases of these names in this order, all without any. Ends the program with one sentence for a name that is none."""
     unknown = sorted(set(ids) - {case.id for case in CASES})
     if unknown:
         sys.exit(f"no case is called {', '.join(unknown)}; there are {', '.join(case.id for case in CASES)}")
-    return [case for case in CASES if case.id in ids or not ids]
+    named = {case.id: case for case in CASES}
+    return [named[id] for id in dict.fromkeys(ids)] or list(CASES)
 
 
 def results(shop: Workshop, cases: Sequence[Case], *, repair: bool) -> Iterator[Result]:
@@ -44,6 +45,10 @@ def results(shop: Workshop, cases: Sequence[Case], *, repair: bool) -> Iterator[
             yield Result(case=case, sound=nothing, before=nothing, error=" ".join(str(error).split())[:500])
 
 
+def _said(words: str) -> None:
+    print(f"    {time.strftime('%H:%M:%S')} {words}", file=sys.stderr, flush=True)
+
+
 def main() -> int:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -54,11 +59,13 @@ def main() -> int:
     parser.add_argument("--no-repair", action="store_true", help="only make, compare and diagnose the cases")
     parser.add_argument("--json", type=Path, help="write all results there")
     parser.add_argument("--out", type=Path, help="write the page there")
+    parser.add_argument("-v", "--verbose", action="store_true", help="tell what is being done")
     given = parser.parse_args()
     cases = chosen(given.cases)
     folder = given.folder or cache_folder() / "fetafix"
     done, started = [], time.monotonic()
-    with Session(Settings(timeout=3600 if given.full else 1200)) as session:
+    settings = Settings(timeout=3600 if given.full else 1200)
+    with Session(settings, progress=_said if given.verbose else lambda words: None) as session:
         shop = Workshop(session, folder.absolute(), full=given.full, size=given.size)
         for result in results(shop, cases, repair=not given.no_repair):
             done.append(result)

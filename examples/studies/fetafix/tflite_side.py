@@ -36,9 +36,15 @@ def silently_dequantised(edit: Editor, quantised: Editor, only: str = "") -> int
             continue
         values = quantised.array(twin, 1)
         if quantised.dtype(quantised.tensor(twin, 1)) == "int8" and values is not None:
-            edit.set_operand(node, 1, values.astype(np.float32))
+            overwrite(edit, node, values.astype(np.float32))
             changed += 1
     return changed
+
+
+def overwrite(edit: Editor, node: Node, values: np.ndarray) -> None:
+    """Put other values in the place of an operator's constant; the old ones are in the file no more."""
+    stored = edit.root.buffers[int(edit.tensor(node, 1).buffer)]
+    stored.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
 
 
 def weight_name(edit: Editor, node: Node) -> str:
@@ -52,7 +58,7 @@ def pads(edit: Editor, quantised: Editor) -> int:
     node = edit.nodes("PAD")[0]
     values = np.array(edit.array(node, 1))
     values[1:3] += [[-1, 1], [-1, 1]]
-    edit.set_operand(node, 1, values)
+    overwrite(edit, node, values)
     return 1
 
 

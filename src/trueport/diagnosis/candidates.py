@@ -26,8 +26,8 @@ STRUCT = 5
 """Source values of different content that are tried at one value."""
 PER_VALUE = 12
 """Hypotheses tried at one value."""
-CHANNEL_MOVES = {(1, 0), (1, 2, 0), (2, 0, 1), (1, 2, 3, 0), (3, 0, 1, 2)}
-"""Channels first to channels last and back, the axes of size 1 (the batch) left out."""
+CHANNEL_MOVES = {(1, 0), (1, 2, 0), (2, 0, 1), (1, 2, 3, 0), (3, 0, 1, 2), (0, 2, 3, 1), (0, 3, 1, 2)}
+"""Channels first to channels last and back, the axes of size 1 (the batch) left out; of pictures also in batches."""
 USUAL = 3
 """Pairs with the same relation from which it counts as the model's habit."""
 MOVEMENT = {
