@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,21 @@ def trueport(*words: str | Path, cwd: Path, timeout: float = 120, env=None) -> s
     return subprocess.run(
         [*ENTRY, *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=timeout, env=env, check=False
     )
+
+
+def interrupted(folder: Path, name: str, after: int, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that repairs, press ^C when the `after`-th change is tried, and return the finished process."""
+    words = [*ENTRY, *command, "--json", f"{name}.json"]
+    process = subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    seen = 0
+    for line in process.stderr:
+        seen += line.startswith("trying")
+        if seen == after:
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
 def read(path: Path):
