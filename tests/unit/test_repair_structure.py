@@ -298,6 +298,23 @@ def test_what_is_missing_two_operators_before_the_mended_value_is_solved_for():
     }  # fmt: skip
 
 
+def test_a_difference_the_wrong_way_round_behind_a_reshape_is_turned_and_not_undone_later():
+    source, target = (
+        Net(format).add("Tanh", "x", out="a").add("Sigmoid", "x", out="b") for format in ("pytorch", "onnx")
+    )
+    source.add("Sub", "b", "a", out="d").add("Exp", "d", out="e").add("Add", "e", "d", out="y").add(
+        "Tanh", "y", out="z"
+    )
+    target.add("Sub", "a", "b", out="turned").add("Reshape", "turned", np.array(SHAPE), out="d").add(
+        "Exp", "d", out="x1"
+    )
+    target.add("Reciprocal", "x1", out="e").add("Add", "e", "d", out="y").add("Tanh", "y", out="z")
+    shown = scene(source, target, X, at="y", twin="y", region=["n_y"], source_region=["n_y"])
+    exchanged = [item for item in offered(shown) if change(item)["kind"] == "reorder-inputs"]
+    assert [change(item)["node"] for item in exchanged] == ["n_turned"]
+    assert all(exchanged[0].doubt < item.doubt for item in offered(shown) if change(item)["kind"] == "set-operator")
+
+
 # -- nothing to do ------------------------------------------------------------------------------------------------------
 
 

@@ -158,6 +158,14 @@ class Solver:
                     yield node, operator, attributes
                     break
 
+    def exchanged(self, found: Solved) -> Node | None:
+        """The difference whose negative is needed, or the quotient whose inverse is: its operands are exchanged."""
+        node = self.graph.producer(found.need.value) if found.operator in ("Neg", "Reciprocal") else None
+        while node is not None and kind(node) in ("Identity", "Reshape"):
+            node = self.graph.producer(node.inputs[0])
+        wanted = {"Neg": "Sub", "Reciprocal": "Div"}.get(found.operator)
+        return node if node is not None and kind(node) == wanted and len(node.inputs) == 2 else None
+
     def _own(self, need: Need) -> np.ndarray:
         return numbers(np.asarray(self.values[need.value]))
 

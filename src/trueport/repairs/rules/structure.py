@@ -19,7 +19,7 @@ from trueport.align.info import numbers, rms
 from trueport.diagnosis import structure
 from trueport.diagnosis.attributes import TABLE as TYPED
 from trueport.diagnosis.attributes import typed
-from trueport.diagnosis.operators import ACTIVATIONS, MOVEMENT, ORDERED, kind, kinds, moves
+from trueport.diagnosis.operators import ACTIVATIONS, ARITHMETIC, MOVEMENT, ORDERED, kind, kinds, moves
 from trueport.diagnosis.structure import Stretch
 from trueport.diagnosis.types import Cause
 from trueport.frameworks._base import EditDict
@@ -244,6 +244,11 @@ def _solved(scene: Scene, stretch: Stretch) -> Iterator[Proposal]:
         yield _proposal(scene.edit(NAME, node.name, kind(node), operator, reason, change), LIKELY - 0.01)
     for number, found in enumerate(solver.solve()):
         need = found.need
+        turned = solver.exchanged(found)
+        if turned is not None:
+            change = {"kind": "reorder-inputs", "node": turned.name, "order": [1, 0]}
+            before, reason = list(turned.inputs), "with its operands exchanged it gives what the source has here"
+            yield _proposal(scene.edit(NAME, turned.name, before, before[::-1], reason, change), 0.02)
         # An operator of one operand may also undo what another one does wrongly: that one is to be changed first.
         doubt = 0.01 if found.idle else 0.03 if found.other else GUESS - 0.02
         doubt += 0.002 * number
@@ -290,7 +295,8 @@ def _changed(scene: Scene, stretch: Stretch, twins: Twins, why: dict[str, None])
                 continue
             if made is not None:
                 edit, sure = made
-                doubt = CERTAIN + 0.02 if sure else LIKELY if kind(other) not in theirs else GUESS
+                guessed = kind(other) in theirs or kind(node) in ARITHMETIC
+                doubt = CERTAIN + 0.02 if sure else GUESS if guessed else LIKELY
                 yield _proposal(edit, doubt)
 
 
