@@ -54,7 +54,7 @@ def apply(session: Session, target: Artifact, steps: Sequence[Sequence[Edit]]) -
 
     The result lies in a folder of the session; `discard` frees it. A Failure tells why an edit cannot be written there.
     """
-    suffix = framework_of(target.format).SUFFIXES[target.format]
+    suffix = target.path.suffix if target.path.is_file() else framework_of(target.format).SUFFIXES[target.format]
     current = target
     for group in steps:
         changes, arrays = packed(group)

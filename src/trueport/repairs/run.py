@@ -27,6 +27,7 @@ from trueport.verification import Reference
 SECONDS = 600.0
 ATTEMPTS = 200
 """Time and proposals after which the best so far is taken."""
+TENTH = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,17 +81,23 @@ def repair(
         interrupted = True
     steps, artifact, command = list(search.steps), search.current, ""
     faithful = bool(steps) and gate.faithful(artifact)
-    if tools and not faithful and not interrupted:
-        way = switch(gate, attempt=attempt, others=others)
+    if tools and not faithful and not interrupted and not search.stranger:
+        try:
+            way = switch(gate, attempt=attempt, others=others)
+        except KeyboardInterrupt:
+            way, interrupted = "interrupted", True
         if isinstance(way, str):
             search.refused[CT] = way
         else:
             steps, artifact, command, faithful = [(way.edit,)], way.artifact, way.command, True
-    if not steps or not (faithful or fell(gate.badness(target), gate.badness(artifact))):
+    if not steps or not (faithful or _better(gate, search, artifact)):
         return _ended(Status.UNREPAIRED, gate, before, started, search=search, interrupted=interrupted)
     if not command and not interrupted:
         gate.session.progress("leaving out what is not needed")
-        steps, artifact = gate.needed(steps, artifact)
+        try:
+            steps, artifact = gate.needed(steps, artifact)
+        except KeyboardInterrupt:  # all of them, then
+            interrupted = True
     status = Status.REPAIRED if faithful else Status.IMPROVED
     after = gate.on_unseen(artifact)
     if out is not None:
@@ -109,6 +116,12 @@ def repair(
         out=out,
         command=command,
     )
+
+
+def _better(gate: Gate, search: Search, artifact: Artifact) -> bool:
+    """Whether a file that is not faithful is worth having: an edit mended its place, or the deviation is a tenth of what it was."""
+    was, now = gate.badness(gate.target), gate.badness(artifact)
+    return fell(was, now) and (search.mended > 0 or now[:2] < was[:2] or now[2] < TENTH * was[2])
 
 
 def _ended(

@@ -18,9 +18,10 @@ from trueport.compare.types import Verdict, Verification
 from trueport.diagnosis import evidence as weighing
 from trueport.diagnosis.pair import Pair, trace_pair
 from trueport.diagnosis.run import Investigation, investigate
+from trueport.diagnosis.told import other_weights
 from trueport.diagnosis.types import Cause, Finding, Suspect
 from trueport.outcome import Failure, Outcome
-from trueport.repairs import editing, interface, rules
+from trueport.repairs import editing, interface, rules, told
 from trueport.repairs.gate import Gate
 from trueport.repairs.judge import ByVerdict, Judge, Score
 from trueport.repairs.scene import Scene
@@ -37,6 +38,12 @@ LITTLE = 0.9
 
 VENTURES = 2
 """Edits that are ventured at most."""
+
+PAIR = "source and target"
+"""Stands in the reasons for what is true of the whole pair."""
+
+KINDRED, ENOUGH = 0.2, 10
+"""Share of the target's values that must be the source's once the faults are put right, in a model of so many values."""
 
 CERTAIN = 0.5
 """Doubt from which on proposals are compared with each other, and not the first that mends is taken."""
@@ -61,6 +68,10 @@ class Search:
     refused: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     suspects: list[Suspect] = field(default_factory=list)
+    stranger: str = ""
+    """Why the target is not taken for this source's at all, so that nothing is to be changed in it."""
+    mended: int = 0
+    """Steps that mended their place, and did not only bring it nearer."""
     _tried: set[str] = field(default_factory=set)
     ventured_at: int | None = None
     """Number of steps before the first that was only ventured."""
@@ -97,7 +108,7 @@ class Search:
         traced = trace_pair(gate.reference, self.current, gate.given, verification)
         if isinstance(traced, Failure):
             self.notes.append(f"the insides could not be compared ({traced.kind}): {traced.message}")
-            return False
+            return self._by_words(told.of_refusal(gate.session, self.current, verification))
         pair = traced.value
         try:
             found = investigate(
@@ -111,6 +122,10 @@ class Search:
             if number == 0:
                 self.suspects += found.suspects
                 self.notes += found.notes
+                self.stranger = strange(found, pair)
+                if self.stranger:
+                    self.refused[PAIR] = self.stranger
+                    return False
             changed = False
             wrong: list[Finding] = []
             for scene in self._scenes(verification, pair, found):
@@ -122,6 +137,8 @@ class Search:
                     wrong.append(scene.finding)
                 elif mended.healed and not wrong:
                     break
+            if not changed and all(suspect.finding is None for suspect in found.suspects):
+                return self._by_words(told.of_shape(pair, pair.align(), verification))
             return changed or self._venture()
         finally:
             self._forget()
@@ -157,6 +174,13 @@ class Search:
         offered = interface.proposals(self.gate.reference, self.current, verification)
         if isinstance(offered, str):
             self.refused[interface.NAME] = offered
+            return False
+        return self._by_words(offered)
+
+    def _by_words(self, offered: list[Proposal] | str) -> bool:
+        """Try what can be judged by the verdict alone. False when nothing helps."""
+        if isinstance(offered, str):
+            self.refused[told.NAME] = offered
             return False
         judge = ByVerdict(gate=self.gate)
         return self._best(offered, judge, judge.score(self.current), coarse=False) is not None
@@ -255,6 +279,7 @@ class Search:
                 editing.discard(self.gate.session, artifact)
             return None
         self._keep(artifact, proposal)
+        self.mended += score.mended
         return score
 
     def _proposals(self, scene: Scene) -> Iterator[Proposal]:
@@ -301,7 +326,7 @@ class Search:
             editing.discard(self.gate.session, made.value)
             return None
         score = scored.value
-        why = "its place agrees with the source" if score.mended else "its place stays wrong"
+        why = "its place agrees with the source" if score.mended else judge.words(made.value)
         self._note(proposal, start, score.worst, False, why)
         return score, made.value
 
@@ -322,12 +347,30 @@ class Search:
 
     def _keep(self, artifact: Artifact, proposal: Proposal) -> None:
         """The one place where the state of the search changes."""
-        if self.current is not self.gate.target:
-            editing.discard(self.gate.session, self.current)
-        self.current = artifact
+        before, self.current = self.current, artifact  # in one go: ^C may come at any moment
         self.steps.append(proposal.edits)
+        if before is not self.gate.target:
+            editing.discard(self.gate.session, before)
         place = self._number[id(proposal)]
         self.attempts[place] = replace(self.attempts[place], accepted=True)
+
+
+def strange(found: Investigation, pair: Pair) -> str:
+    """Why a target is another network, or holds other weights; empty where it is this source's with faults in it.
+
+    Layer after layer such a target could be made the source's. That would be no repair of a conversion.
+    """
+    words = other_weights(found.suspects)
+    if words:
+        return words[0]
+    counts = found.counts(pair)
+    known = found.prepared is not None or not counts or counts["values"] < ENOUGH
+    if known or counts["agreeing"] >= KINDRED * counts["values"]:
+        return ""
+    return (
+        f"{counts['agreeing']} of {counts['values']} values inside the target are the source's, even with the faults that "
+        "were found put right: this is another network, or the same with other weights"
+    )
 
 
 def _at_input(suspect: Suspect, found: Investigation, pair: Pair) -> Suspect:

@@ -6,6 +6,7 @@ installed; a faithful result is verified on the held-out inputs like any other, 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,10 +73,18 @@ def switch(
 
 def command_of(source: Artifact, target_format: str, trial: tool.Trial) -> str:
     """The command that goes the same way."""
-    words = ["trueport", "convert", source.path.name, "--to", target_format, "--route", trial.route.name]
+    words = [
+        "trueport",
+        "convert",
+        str(source.made_by.get("factory", source.path)),
+        "--to",
+        target_format,
+        "--route",
+        trial.route.name,
+    ]
     for hop in trial.route.hops:
         for key, value in hop.options.items():
             words += ["--option", f"{hop.step.name}.{key}={value}"]
     for package in trial.packages:
         words += ["--with", package]
-    return " ".join(words)
+    return shlex.join(words)
