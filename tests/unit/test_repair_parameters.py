@@ -331,6 +331,33 @@ def test_a_normalisation_that_the_source_computes_as_scale_and_shift(slot, store
     assert np.allclose(new["beta"] - new["mean"] * scale, shift, rtol=1e-5, atol=1e-5)
 
 
+def folded_source():
+    return conv(KERNEL * SCALE.reshape(-1, 1, 1, 1), BETA - MEAN * SCALE, format="onnx")
+
+
+def test_weights_before_a_normalisation_that_the_source_has_folded_in():
+    spoilt = (KERNEL + 0.1 * normal(*KERNEL.shape, seed=3)).astype(np.float32)
+    target = norm(conv(spoilt))
+    best = proposals(parameters, folded_source(), target, place="z")[0]
+    assert written(best).keys() == {("conv", "conv.weight")}
+    assert np.allclose(only(best).arrays["new"], KERNEL, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("slot", ["gamma", "beta", "mean", "var"])
+def test_a_normalisation_that_the_source_has_folded_in(slot):
+    values = {"gamma": GAMMA, "beta": BETA, "mean": MEAN, "var": VAR}
+    values[slot] = (values[slot] * 1.4 + 0.1).astype(np.float32)
+    found = proposals(parameters, folded_source(), norm(conv(KERNEL), **values), place="z")
+    ends = []
+    for one in found:
+        made = written(one)
+        new = {name: made.get(("bn", f"bn.{name}"), values[name]).astype(np.float64) for name in values}
+        scale = new["gamma"] / np.sqrt(new["var"] + EPSILON)
+        shift = new["beta"] - new["mean"] * scale
+        ends.append(np.allclose(scale, SCALE, rtol=1e-5) and np.allclose(shift, BETA - MEAN * SCALE, atol=1e-5))
+    assert any(ends)
+
+
 # -- other parameters ---------------------------------------------------------------------------------------------------------------
 
 

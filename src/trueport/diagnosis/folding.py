@@ -208,6 +208,25 @@ def unrolled(inside: Inside, nodes: Sequence[Node]) -> list[Unrolled]:
     return found
 
 
+def folded_in(target: Inside, norm: Node, source: Inside, ours: Sequence[Node]) -> Iterator[Unrolled]:
+    """The scale and the shift by which the source's weights and bias differ from those of the operator before a BatchNorm
+    of the target: the source has them folded in."""
+    before = target.graph.producer(norm.inputs[0])
+    if before is None or kind(before) not in _WEIGHTED:
+        return
+    mine = [pool.raw_of(item) for item in target.parameters(before) if item.real]
+    weights = [known for known in mine if known.axes is not None]
+    biases = [known.array.ravel() for known in mine if known.array.ndim == 1]
+    for node in (node for node in ours if kind(node) in _WEIGHTED and source.runs(node)):
+        its = [pool.raw_of(item) for item in source.parameters(node) if item.real]
+        added = [known.array.ravel() for known in its if known.array.ndim == 1]
+        for known in (known for known in its if weights and known.axes is not None):
+            scale = pool.factors_between(known.array, weights[0].array, 0)
+            if scale is not None and np.all(np.isfinite(scale)):
+                shift = (added[0] if added else 0.0) - (biases[0] * scale if biases else 0.0)
+                yield Unrolled(scale, np.broadcast_to(shift, scale.shape), {}, (node,))
+
+
 def _vectors(inside: Inside, node: Node) -> Iterator[tuple[str, np.ndarray]]:
     for item in inside.parameters(node):
         if item.real and item.array.size > 1 and np.squeeze(item.array).ndim == 1:

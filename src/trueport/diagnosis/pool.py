@@ -106,6 +106,12 @@ def norm_of(inside: Inside, node: Node) -> Norm | None:
     return Norm(node, arrays, names, 1e-5 if epsilon is None else epsilon, slots)
 
 
+def norm_behind(inside: Inside, node: Node) -> Norm | None:
+    """The BatchNorm that alone reads what a node gives; None where there is none."""
+    readers = [inside.graph.nodes[place] for name in node.outputs for place in inside.graph.consumers.get(name, ())]
+    return norm_of(inside, readers[0]) if len(readers) == 1 else None
+
+
 def pool_of(inside: Inside, nodes: Sequence[Node]) -> Pool:
     """Collect what these nodes give."""
     made = Pool()

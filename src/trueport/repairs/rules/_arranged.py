@@ -57,7 +57,9 @@ def _candidates(region: Region, item: Parameter) -> list[Known]:
     mine = pool.raw_of(item)
     if kind(item.node) == "Loop":
         return _of_loop(region, item)
-    ranked = [*region.candidates(item), *_parts(region, item, mine), *_wide(region, mine)]
+    ranked = [
+        *region.candidates(item), *_before_norm(region, item, mine), *_parts(region, item, mine), *_wide(region, mine)
+    ]  # fmt: skip
     beside = _weights_beside(region, item)
     partners = region.partners.get(item.node.name, frozenset())
     if beside is not None and beside.parameter is not None:
@@ -132,6 +134,20 @@ def _weights_beside(region: Region, item: Parameter) -> Known | None:
             if known is not None:
                 return known
     return None
+
+
+def _before_norm(region: Region, item: Parameter, mine: Known) -> Iterator[Known]:
+    """The source's weights with the scale of the target's own BatchNorm taken out, where the source has it folded in."""
+    norm = pool.norm_behind(region.target, item.node)
+    if norm is None or mine.axes is None or len(mine.array) != norm.slots["var"].size:
+        return
+    scale = norm.scale()
+    if not np.all(scale):
+        return
+    for known in region.pool.raw:
+        if known.axes is not None and len(known.array) == scale.size and known.array.size == mine.array.size:
+            array = known.array / scale.reshape(-1, *[1] * (known.array.ndim - 1))
+            yield Known(array, known.names, "weights before the scale", axes=known.axes, parameter=known.parameter)
 
 
 def _wide(region: Region, mine: Known) -> Iterator[Known]:

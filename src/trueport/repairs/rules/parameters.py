@@ -85,6 +85,10 @@ def _open(scene: Scene, region: Region) -> list[Parameter]:
         own = scene.theirs.parameters(node) if scene.theirs.runs(node) else ()
         if kind(node) in KINDS and cells(own):
             continue
+        if pool.norm_of(scene.theirs, node) is not None and not any(
+            pool.norm_of(scene.ours, other) is not None for other in region.ours
+        ):  # by slots, from a scale and a shift, or not at all
+            continue
         found += [item for item in own if counts(item) and region.explain(item) is None]
     return found
 
@@ -226,6 +230,7 @@ def _of_unrolled(scene: Scene, region: Region, node: Node, mine: Mapping[str, np
     both come out with the mean and the variance that are there."""
     size = mine["var"].size
     fitting = [one for one in folding.unrolled(region.source, region.ours) if one.scale.size == size]
+    fitting = fitting or list(folding.folded_in(region.target, node, region.source, region.ours))
     norm = pool.norm_of(scene.theirs, node)
     if not fitting or norm is None:
         return ()
