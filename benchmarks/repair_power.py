@@ -113,6 +113,9 @@ class Bench(power.Bench):
             made = graph.producer(value)
             named |= {made.name} if made is not None else set()
             named |= {other.name for other in graph.nodes if value in other.inputs}
+        if edit.kind == "recompute" and isinstance(value, str):
+            stops = {name for node in edit.change["nodes"] for name in node["inputs"]}
+            named |= {node.name for node in graph.between(value, stops)}
         return bool({power._unnumbered(name) for name in named} & near)
 
 

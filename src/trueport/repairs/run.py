@@ -83,7 +83,7 @@ def repair(
     faithful = bool(steps) and gate.faithful(artifact)
     if tools and not faithful and not interrupted and not search.stranger:
         try:
-            way = switch(gate, attempt=attempt, others=others)
+            way = switch(gate, attempt=attempt, others=others, kindred=search.compared)
         except KeyboardInterrupt:
             way, interrupted = "interrupted", True
         if isinstance(way, str):

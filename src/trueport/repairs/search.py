@@ -70,6 +70,8 @@ class Search:
     suspects: list[Suspect] = field(default_factory=list)
     stranger: str = ""
     """Why the target is not taken for this source's at all, so that nothing is to be changed in it."""
+    compared: bool = False
+    """Whether the insides of both models were seen, and belong together."""
     mended: int = 0
     """Steps that mended their place, and did not only bring it nearer."""
     _tried: set[str] = field(default_factory=set)
@@ -103,11 +105,14 @@ class Search:
         """Diagnose the file as it is now and mend suspect after suspect. False when nothing was found to change."""
         gate = self.gate
         gate.session.progress("looking for the place" if number == 0 else "looking for what is still wrong")
-        if verification.verdict is Verdict.INCOMPARABLE and self._interface(verification):
+        unlike = verification.verdict is Verdict.INCOMPARABLE or bool(verification.comparison.unpaired_target)
+        if unlike and self._interface(verification):
             return True
         traced = trace_pair(gate.reference, self.current, gate.given, verification)
         if isinstance(traced, Failure):
             self.notes.append(f"the insides could not be compared ({traced.kind}): {traced.message}")
+            if not unlike and self._interface(verification):  # sizes that are declared wrong keep a target from running
+                return True
             return self._by_words(told.of_refusal(gate.session, self.current, verification))
         pair = traced.value
         try:
@@ -126,6 +131,7 @@ class Search:
                 if self.stranger:
                     self.refused[PAIR] = self.stranger
                     return False
+                self.compared = True
             changed = False
             wrong: list[Finding] = []
             for scene in self._scenes(verification, pair, found):
@@ -326,7 +332,8 @@ class Search:
             editing.discard(self.gate.session, made.value)
             return None
         score = scored.value
-        why = "its place agrees with the source" if score.mended else judge.words(made.value)
+        wrong = judge.words(made.value) if isinstance(judge, ByVerdict) else "its place stays wrong"
+        why = "its place agrees with the source" if score.mended else wrong
         self._note(proposal, start, score.worst, False, why)
         return score, made.value
 

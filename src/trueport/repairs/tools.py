@@ -33,9 +33,17 @@ class Switch:
 
 
 def switch(
-    gate: Gate, *, attempt: Attempt | None = None, others: Sequence[Attempt] = (), seconds: float = tool.SECONDS
+    gate: Gate,
+    *,
+    attempt: Attempt | None = None,
+    others: Sequence[Attempt] = (),
+    seconds: float = tool.SECONDS,
+    kindred: bool = True,
 ) -> Switch | str:
-    """Find a way from the source to the target's format whose result is faithful on all inputs; else why there is none."""
+    """Find a way from the source to the target's format whose result is faithful on all inputs; else why there is none.
+
+    kindred: the target was seen to be this source's. Where that could not be looked at, a tool must make it again.
+    """
     session = gate.session
     session.progress("looking for another tool, option or version")
     inquiry = tool.locate(
@@ -48,6 +56,10 @@ def switch(
         seconds=seconds,
         keep=session.pool.fresh_folder("ways"),
     )
+    if not kindred and inquiry.stage is None:
+        return (
+            "whether the target was made from this source could not be seen, so the source is not converted anew for it"
+        )
     ways = [trial for trial in inquiry.trials if trial.verdict is Verdict.FAITHFUL and trial.attempt.output is not None]
     for trial in sorted(ways, key=lambda trial: len(trial.route.hops)):
         made = trial.attempt.output
