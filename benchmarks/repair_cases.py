@@ -24,7 +24,7 @@ from typing import Any
 from trueport import __version__, api, opening, publish, verification
 from trueport.artifact import Artifact
 from trueport.compare.types import Verification
-from trueport.outcome import Failure, Ok
+from trueport.outcome import Failure, Kind, Ok
 from trueport.repairs.explanation import reasons
 from trueport.repairs.types import Edit, Repair, Status
 from trueport.routes import parse_route
@@ -109,9 +109,13 @@ def _made(session: Session, row: Row, source: Path, folder: Path) -> tuple[Path 
     for hop in hops:
         tool = hop.hop.step.tool
         given = "".join(f" {key}={value}" for key, value in hop.hop.options.items())
-        parts.append(f"{hop.hop.step.name}{given} ({tool} {hop.versions.get(tool, '?')})")
+        parts.append(f"{hop.hop.step.name}{given} ({tool} {hop.versions.get(tool) or hop.versions.get(f'{tool}-cpu')})")
     words = ", then ".join(parts) + (f", as of {row.as_of}" if row.as_of else "")
     failure = done.attempts[0].failure
+    if failure is not None and failure.kind == Kind.INVALID_OUTPUT:  # the tool itself writes the file
+        bare = folder / f"{row.id}-by-hand{made.suffix}"
+        real_cases.in_worker(session, "tensorflow", "by_hand", {"source": str(source), "out": str(bare)})
+        return bare, f"{words}, run by hand"
     if failure is not None:
         return failure, words
     if row.converted_here and done.chosen is not None and done.chosen.output is not None:

@@ -461,13 +461,12 @@ def build(session: Session, row: Row, model: str, folder: Path) -> Path:
         old = row.maker == "torch" and any(item.startswith("torch==") for item in row.packages)
         variant = Variant(packages=row.packages, as_of=row.as_of) if old else None
         arguments = {"maker": row.maker, "name": model, "out": str(path)}
-        _in_worker(session, toolchain, "build", arguments, variant)
+        in_worker(session, toolchain, "build", arguments, variant)
     return path
 
 
-def _in_worker(
-    session: Session, toolchain: str, function: str, arguments: dict, variant: Variant | None = None
-) -> None:
+def in_worker(session: Session, toolchain: str, function: str, arguments: dict, variant: Variant | None = None) -> None:
+    """Call a function of `live_models` in a toolchain."""
     environment = session.environment(toolchain, variant=variant)
     assert isinstance(environment, Ok), environment
     made = session.pool.call(
@@ -480,7 +479,7 @@ def make_target(session: Session, row: Row, source: Path, folder: Path) -> Path 
     """Return the target, as a bare file unless the row says otherwise, or how its conversion failed."""
     if row.twin == "load_in_keras3":
         out = folder / f"{row.id}.keras"
-        _in_worker(session, "tensorflow", row.twin, {"source": str(source), "out": str(out)})
+        in_worker(session, "tensorflow", row.twin, {"source": str(source), "out": str(out)})
         return out
     done, made = converted(session, row, source, folder)
     failure = done.attempts[0].failure

@@ -296,6 +296,8 @@ def _pad(e: Emitter, operands: Operands, given: Attributes) -> Operand:
 
 def _slice(e: Emitter, operands: Operands, given: Attributes) -> Operand:
     rank = len(e.shape(operands[0]))
+    if rank == 1 and len(operands) == 3 and e.array(operands[2]) is None:
+        return _first_of(e, operands)
     starts, ends = whole(e, operands, given, 1, "starts"), whole(e, operands, given, 2, "ends")
     if starts is None or ends is None:
         raise Unsupported("Slice needs 'starts' and 'ends'")
@@ -308,6 +310,16 @@ def _slice(e: Emitter, operands: Operands, given: Attributes) -> Operand:
     for axis, start, end, pace in zip(axes, starts, ends, steps):
         low[axis], high[axis], step[axis] = start, end, pace
     return emit.strided(e, operands[0], low, high, step)
+
+
+def _first_of(e: Emitter, operands: Operands) -> Operand:
+    """The elements of a list before an end that is computed."""
+    first = e.array(operands[1])
+    if first is None or first.any() or e.dtype(operands[2]) != "int32":
+        raise Unsupported("a Slice up to a place that is computed begins at 0, and its end is an int32")
+    size = _to_shape(e, operands[2], [1])
+    longest = e.shape(operands[0])
+    return e.op("SLICE", [operands[0], ints([0]), size], "SliceOptions", known=(longest, [-1]))
 
 
 def _reverse(e: Emitter, operands: Operands, given: Attributes) -> Operand:

@@ -70,6 +70,10 @@ class ByVerdict:
 
     gate: Gate
 
+    def words(self, artifact: Artifact) -> str:
+        """Why a file is still wrong."""
+        return f"still {self.gate.on_search(artifact).reason}"
+
     def score(self, artifact: Artifact) -> Outcome[Score]:
         """Verify on the inputs of the search."""
         verdict, lost, ratio = badness(self.gate.on_search(artifact))

@@ -12,6 +12,7 @@ from typing import Protocol
 from trueport.diagnosis.types import Cause
 from trueport.repairs.rules import (
     attributes,
+    gates,
     inputs,
     layout,
     loops,
@@ -44,6 +45,7 @@ RULES: tuple[Rule, ...] = (
     scalars,
     precision,
     attributes,
+    gates,
     layout,
     structure,
     inputs,
