@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -57,6 +58,17 @@ def check_file(path: Path) -> None:
     if path.is_dir():
         raise UsageError(f"{path} cannot be written: it is a folder; give the name of a file")
     _check_parent(path)
+
+
+def check_distinct(places: Iterable[str | Path | None], others: Iterable[str | Path | None]) -> None:
+    """Make sure that no place to be written to is another one, or one of the other files of a command. Raises UsageError."""
+    taken = {Path(other).resolve() for other in others if other is not None}
+    for place in places:
+        if place is None:
+            continue
+        if Path(place).resolve() in taken:
+            raise UsageError(f"{place} cannot be written: the same command uses that place already; give another one")
+        taken.add(Path(place).resolve())
 
 
 def check_folder(path: Path) -> None:

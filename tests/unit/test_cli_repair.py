@@ -432,6 +432,14 @@ WRONG = {
     "no attempt": (["model.fake", "one.fake", "--attempts", "0"], "--attempts"),
     "unknown task": (["model.fake", "one.fake", "--task", "guessing"], "guessing"),
     "unknown precision": (["model.fake", "one.fake", "--precision", "float8"], "float8"),
+    "JSON onto the source": (["model.fake", "one.fake", "--json", "model.fake"], "uses that place already"),
+    "JSON onto a link to the target": (["model.fake", "one.fake", "--json", "link.fake"], "uses that place already"),
+    "JSON onto the result": (
+        ["model.fake", "one.fake", "-o", "x.fake", "--json", "./x.fake"],
+        "uses that place already",
+    ),
+    "patch onto the result": (["model.fake", "one.fake", "-o", "x.py", "--patch", "x.py"], "uses that place already"),
+    "JSON onto the patch": (["model.fake", "one.fake", "--json", "x.py", "--patch", "x.py"], "uses that place already"),
     "no place for the result": (["model.fake", "one.fake", "--json", "model.fake/x.json"], "x.json"),
 }
 

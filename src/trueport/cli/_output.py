@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,10 +38,16 @@ def progress(*, quiet: bool, verbose: bool) -> Iterator[Progress]:
             yield lambda line: status.update(line)
 
 
-def check_places(*, json: str | None, report: Path | None) -> None:
-    """Make sure, before the work begins, that its result can be written. Raises UsageError."""
+def check_places(
+    *, json: str | None, report: Path | None, patch: Path | None = None, others: Iterable[str | Path | None] = ()
+) -> None:
+    """Make sure, before the work begins, that its results can be written. Raises UsageError.
+
+    others: what else the command reads and writes, none of which they may replace.
+    """
     if json is not None and json != "-":
         publish.check_file(Path(json))
+    publish.check_distinct([None if json == "-" else json, report, patch], others)
     if report is not None:
         publish.check_folder(report)
 

@@ -80,7 +80,7 @@ def convert(
         offline=offline,
         trust=trust,
     )
-    output.check_places(json=json, report=report)
+    output.check_places(json=json, report=report, others=(source, inputs, labels, preprocess, checkpoint, out))
     with output.progress(quiet=quiet, verbose=verbose) as progress:
         result = api.convert(
             source,

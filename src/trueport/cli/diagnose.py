@@ -54,7 +54,7 @@ def diagnose(
     Exit code 0: faithful, so that there is nothing to diagnose. 1: done, and TARGET is not faithful.
     """
     settings = options.settings(seed=seed, timeout=timeout, memory=memory, python=python, offline=offline, trust=trust)
-    output.check_places(json=json, report=report)
+    output.check_places(json=json, report=report, others=(source, target, inputs, labels, preprocess, checkpoint))
     with output.progress(quiet=quiet, verbose=verbose) as progress:
         result = api.diagnose(
             source,

@@ -76,7 +76,9 @@ def repair(
     """
     settings = options.settings(seed=seed, timeout=timeout, memory=memory, python=python, offline=offline, trust=trust)
     options.check_budget(seconds, attempts)
-    output.check_places(json=json, report=report)
+    output.check_places(
+        json=json, report=report, patch=patch, others=(source, target, inputs, labels, preprocess, checkpoint, out)
+    )
     with output.progress(quiet=quiet, verbose=verbose) as progress:
         result = api.repair(
             source,

@@ -45,7 +45,7 @@ def verify(
     Exit code 0: faithful. 1: deviates, incomparable or flaky.
     """
     settings = options.settings(seed=seed, timeout=timeout, memory=memory, python=python, offline=offline, trust=trust)
-    output.check_places(json=json, report=report)
+    output.check_places(json=json, report=report, others=(source, target, inputs, labels, preprocess, checkpoint))
     with output.progress(quiet=quiet, verbose=verbose) as progress:
         result = api.verify(
             source,
