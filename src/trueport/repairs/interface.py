@@ -23,28 +23,34 @@ LAYOUTS: tuple[tuple[int, ...], ...] = ((0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 1, 2)
 """Orders of a source's axes that a target may have: as they are, channels moved to the other end."""
 
 
-def proposals(reference: Reference, target: Artifact, verification: Verification) -> list[Proposal] | str:
-    """What would give the target the source's interface, the likeliest first; else why there is nothing to change."""
+def proposals(
+    reference: Reference, target: Artifact, verification: Verification, *, refused: bool = False
+) -> list[Proposal] | str:
+    """What would give the target the source's interface, the likeliest first; else why there is nothing to change.
+
+    refused: the target does not run, so that the sizes it declares may be wrong even where they are the source's in
+    another layout.
+    """
     loaded = reference.session.signature(target)
     if isinstance(loaded, Failure):
         return f"the target does not load: {loaded.message}"
     theirs = loaded.value
-    found = [*_dimensions(reference.signature, theirs), *_outputs(verification, theirs)]
-    return found or "inputs and outputs are those of the source"
+    found = [*_dimensions(reference.signature, theirs, refused=refused), *_outputs(verification, theirs)]
+    return sorted(found, key=lambda proposal: proposal.doubt) or "inputs and outputs are those of the source"
 
 
-def _dimensions(ours: Signature, theirs: Signature) -> Iterator[Proposal]:
+def _dimensions(ours: Signature, theirs: Signature, *, refused: bool) -> Iterator[Proposal]:
     """Inputs at the same place whose sizes differ: the source's sizes, in each layout that the rank allows."""
     if len(ours.inputs) != len(theirs.inputs):
         return
     for source, target in zip(ours.inputs, theirs.inputs, strict=True):
         if source.shape is None or target.shape is None or len(source.shape) != len(target.shape):
             continue
-        for order in LAYOUTS:
-            if len(order) != len(source.shape):
-                continue
-            wanted = [source.shape[axis] for axis in order]
-            if _same(wanted, target.shape) or _distance(wanted, target.shape) > len(order) - 1:
+        shapes = [[source.shape[axis] for axis in order] for order in LAYOUTS if len(order) == len(source.shape)]
+        if not refused and any(_same(wanted, target.shape) for wanted in shapes):
+            continue
+        for wanted in shapes:
+            if _same(wanted, target.shape) or _distance(wanted, target.shape) > len(wanted) - 1:
                 continue
             yield Proposal(edits=(_resized(target, source, wanted),), doubt=0.1 * _distance(wanted, target.shape))
 
@@ -62,7 +68,7 @@ def _distance(wanted: Sequence[Dim], got: Sequence[Dim]) -> int:
 
 
 def _resized(target: TensorSpec, source: TensorSpec, wanted: Sequence[Dim]) -> Edit:
-    change: EditDict = {"kind": "set-dimensions", "value": target.name, "shape": list(wanted)}  # type: ignore[typeddict-item]
+    change: EditDict = {"kind": "set-dimensions", "value": target.name, "shape": list(wanted)}
     return Edit(
         rule=NAME,
         kind="set-dimensions",

@@ -13,9 +13,12 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from trueport.artifact import Artifact
 from trueport.compare.types import Verdict, Verification
 from trueport.diagnosis import evidence as weighing
+from trueport.diagnosis import layouts
 from trueport.diagnosis.pair import Pair, trace_pair
 from trueport.diagnosis.run import Investigation, investigate
 from trueport.diagnosis.told import other_weights
@@ -44,6 +47,9 @@ PAIR = "source and target"
 
 KINDRED, ENOUGH = 0.2, 10
 """Share of the target's values that must be the source's once the faults are put right, in a model of so many values."""
+
+HALF, FEW = 0.5, 4
+"""Share of the parameters that must be the source's where the values are not; arrays of so few elements do not count."""
 
 CERTAIN = 0.5
 """Doubt from which on proposals are compared with each other, and not the first that mends is taken."""
@@ -111,7 +117,7 @@ class Search:
         traced = trace_pair(gate.reference, self.current, gate.given, verification)
         if isinstance(traced, Failure):
             self.notes.append(f"the insides could not be compared ({traced.kind}): {traced.message}")
-            if not unlike and self._interface(verification):  # sizes that are declared wrong keep a target from running
+            if not unlike and self._interface(verification, refused=True):
                 return True
             return self._by_words(told.of_refusal(gate.session, self.current, verification))
         pair = traced.value
@@ -175,9 +181,9 @@ class Search:
         made = editing.apply(self.gate.session, self.gate.target, self.steps)
         self.current = self.gate.target if isinstance(made, Failure) else made.value
 
-    def _interface(self, verification: Verification) -> bool:
+    def _interface(self, verification: Verification, *, refused: bool = False) -> bool:
         """Give the target the source's inputs and outputs. False when that is not what is wrong."""
-        offered = interface.proposals(self.gate.reference, self.current, verification)
+        offered = interface.proposals(self.gate.reference, self.current, verification, refused=refused)
         if isinstance(offered, str):
             self.refused[interface.NAME] = offered
             return False
@@ -372,12 +378,26 @@ def strange(found: Investigation, pair: Pair) -> str:
         return words[0]
     counts = found.counts(pair)
     known = found.prepared is not None or not counts or counts["values"] < ENOUGH
-    if known or counts["agreeing"] >= KINDRED * counts["values"]:
+    if known or counts["agreeing"] >= KINDRED * counts["values"] or shared_parameters(pair) >= HALF:
         return ""
     return (
         f"{counts['agreeing']} of {counts['values']} values inside the target are the source's, even with the faults that "
         "were found put right: this is another network, or the same with other weights"
     )
+
+
+def shared_parameters(pair: Pair) -> float:
+    """Share of the target's parameters whose elements are, in any order, those of one of the source's. A fault early in
+    a loop that is unrolled leaves no value in agreement, and every other parameter as it was."""
+    ours = [layouts.print_of(array) for array in pair.source.constants.values() if _counts(array)]
+    theirs = [layouts.print_of(array) for array in pair.target.constants.values() if _counts(array)]
+    held = sum(any(layouts.same_elements(mine, other) for other in ours) for mine in theirs)
+    return held / len(theirs) if theirs else 0.0
+
+
+def _counts(array: np.ndarray) -> bool:
+    """Whether an array is a parameter that tells one network from another: not all one number, and more than a few."""
+    return array.dtype.kind == "f" and array.size > FEW and bool(np.any(array != array.flat[0]))
 
 
 def _at_input(suspect: Suspect, found: Investigation, pair: Pair) -> Suspect:
