@@ -12,6 +12,7 @@ from typing import Protocol
 from trueport.diagnosis.types import Cause
 from trueport.repairs.rules import (
     attributes,
+    everywhere,
     gates,
     inputs,
     layout,
@@ -39,6 +40,7 @@ class Rule(Protocol):
 
 
 RULES: tuple[Rule, ...] = (
+    everywhere,
     parameters,
     recurrent,
     loops,

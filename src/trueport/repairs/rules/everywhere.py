@@ -1,0 +1,163 @@
+"""QZ, WB: weights and biases that are nearly the source's all over the model are set to the source's, all at once.
+
+Rewrite: `set-parameter` of the weights (and the bias) of every layer that comes near one layer of the source, plain or
+with the BatchNorm behind it folded in, and is not equal to it. That is what a model looks like whose weights were
+rounded to a grid and written back as floats without a word, or folded with another epsilon: there is one fault, and
+layer by layer the search would meet it as often as there are layers.
+Does not apply where fewer than FEW layers differ, where a declared precision explains the rounding, or where a layer
+comes near none of the source's, or near several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from trueport.diagnosis import differences, layouts, pool
+from trueport.diagnosis.operators import kind
+from trueport.diagnosis.region import Inside, Parameter
+from trueport.diagnosis.types import Cause
+from trueport.graph import Node
+from trueport.repairs.rules._arranged import Option
+from trueport.repairs.rules._stored import place_of
+from trueport.repairs.rules.parameters import setting
+from trueport.repairs.scene import Scene
+from trueport.repairs.types import Edit, Proposal
+
+NAME = "QZ everywhere"
+CAUSES = frozenset({Cause.PARAMETERS, Cause.PRECISION})
+
+FEW = 3
+"""Layers from which a fault counts as the whole model's; fewer are as many faults, for the other rules."""
+
+NEAR = 0.15
+"""Distance up to which weights are a layer's own, changed a little: an int8 grid leaves 0.01 to 0.05, unrelated weights
+of one size are 1.4 apart."""
+
+APART = 3.0
+"""Times that the next layer must be further away."""
+
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What a layer of a faithful target may hold. weights: [out, in, *spatial]; shift: what is added per channel (None:
+    nothing); names: the stored parameters behind the weights; terms: magnitude of the terms of the shift."""
+
+    weights: np.ndarray
+    shift: np.ndarray | None
+    names: tuple[str, ...]
+    how: str = ""
+    terms: float = 0.0
+
+
+def propose(scene: Scene) -> list[Proposal] | str:
+    """One proposal with every edit, or why there is none."""
+    if scene.precision != "float32":
+        return f"the declared precision ({scene.precision}) rounds the weights of all layers"
+    known: dict[tuple[int, ...], list[Layer]] = {}
+    for layer in _layers(scene.ours):
+        known.setdefault(layer.weights.shape, []).append(layer)
+    edits: dict[tuple[str, str], Edit] = {}
+    differing = 0
+    for node, weights in _weighted(scene.theirs):
+        mine = pool.raw_of(weights).array
+        twin = _nearest(mine, known.get(mine.shape, ()))
+        if twin is None:
+            continue
+        found = list(_edits(scene, node, weights, twin))
+        differing += bool(found)
+        edits |= {(edit.change["node"], edit.change["parameter"]): edit for edit in found}
+    if differing < FEW:
+        return f"{differing} layers are nearly the source's and not quite; that is no fault of the whole model"
+    return [Proposal(edits=tuple(edits.values()))]
+
+
+def _weighted(inside: Inside) -> Iterator[tuple[Node, Parameter]]:
+    """The layers of a model, each with its weights, where it has one array of them in a known layout."""
+    for node in inside.graph.nodes:
+        if kind(node) not in _LAYERS or not inside.runs(node):
+            continue
+        weights = [item for item in inside.parameters(node) if item.real and layouts.axes_of(item) is not None]
+        if len(weights) == 1:
+            yield node, weights[0]
+
+
+def _layers(inside: Inside) -> Iterator[Layer]:
+    """Every layer of the source as it is, and with the BatchNorm behind it folded in."""
+    for node, item in _weighted(inside):
+        weights = pool.raw_of(item).array
+        bias = _vector(inside, node, len(weights))
+        last = node
+        if bias is None:
+            after = _sole_reader(inside, node)
+            bias = None if after is None or kind(after) != "Add" else _vector(inside, after, len(weights))
+            last = node if bias is None or after is None else after
+        shift = None if bias is None else bias.array.astype(np.float64).ravel()
+        yield Layer(weights, shift, (item.stored,))
+        norm = pool.norm_behind(inside, last)
+        if norm is None or norm.slots["var"].size != len(weights):
+            continue
+        scale = norm.scale()
+        product = ((0.0 if shift is None else shift) - norm.slots["mean"]) * scale
+        terms = float(np.max(np.abs(norm.slots["beta"])) + np.max(np.abs(product)))
+        folded = weights * scale.reshape(-1, *[1] * (weights.ndim - 1))
+        yield Layer(folded, norm.slots["beta"] + product, (item.stored,), "folded weights", terms)
+
+
+def _sole_reader(inside: Inside, node: Node) -> Node | None:
+    places = [place for name in node.outputs for place in inside.graph.consumers.get(name, ())]
+    return inside.graph.nodes[places[0]] if len(places) == 1 else None
+
+
+def _vector(inside: Inside, node: Node, size: int) -> Parameter | None:
+    """The one vector with an element per channel that a node adds."""
+    found = [
+        item for item in inside.parameters(node)
+        if item.real and item.array.size == size and layouts.tight(item.array).ndim == 1 and layouts.axes_of(item) is None
+    ]  # fmt: skip
+    return found[0] if len(found) == 1 else None
+
+
+def _nearest(mine: np.ndarray, layers: Sequence[Layer]) -> Layer | None:
+    """The layer that these weights come near, where the next one is far away or holds the same."""
+    ranked = sorted(((differences.distance(mine, layer.weights), place) for place, layer in enumerate(layers)))
+    if not ranked or not ranked[0][0] < NEAR:
+        return None
+    best = layers[ranked[0][1]]
+    for distance, place in ranked[1:]:
+        other = layers[place]
+        if distance < APART * ranked[0][0] and other.names != best.names:
+            same = np.array_equal(other.weights, best.weights) and _equal(other.shift, best.shift)
+            if not same:
+                return None
+    return best
+
+
+def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    return one is other or (one is not None and other is not None and np.array_equal(one, other))
+
+
+def _edits(scene: Scene, node: Node, weights: Parameter, twin: Layer) -> Iterator[Edit]:
+    """What puts a layer's numbers right; nothing where they are the source's."""
+    label = " ".join(filter(None, [twin.how, ", ".join(twin.names)]))
+    axes = layouts.axes_of(weights)
+    if axes is not None and not pool.close(pool.raw_of(weights).array, twin.weights):
+        array = layouts.native_of(twin.weights, axes, weights.array.shape)
+        yield from _set(scene, weights, array, label)
+    bias = _vector(scene.theirs, node, len(twin.weights))
+    if bias is None or twin.shift is None or pool.close(bias.array, twin.shift, twin.terms):
+        return
+    if differences.distance(np.asarray(bias.array, np.float64), twin.shift) < NEAR:
+        yield from _set(scene, bias, np.reshape(twin.shift, bias.array.shape), f"shift beside {label}")
+
+
+def _set(scene: Scene, item: Parameter, array: np.ndarray, label: str) -> Iterator[Edit]:
+    place = place_of(scene.theirs, item)
+    if place is not None:
+        where = replace(place, grid="new") if place.narrow else place
+        reason = "all over the model the numbers are nearly the source's and not quite"
+        yield setting(scene, item, where, Option(array, label), reason, NAME)
