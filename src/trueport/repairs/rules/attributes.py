@@ -185,6 +185,8 @@ def _regrouped(scene: Scene, theirs: Node, ours: Node, edits: tuple[Edit, ...], 
     if region is None or mine is None or its is None or place is None:
         return
     axes, known = layouts.axes_of(mine) or "", pool.raw_of(its)
+    if known.array.ndim < 3 or "M" in axes or ("1" in axes and known.array.shape[1] != 1):
+        return  # a depthwise operator takes one input per output, whatever the source has
     size = [known.array.shape["OI".index(letter)] if letter in "OI" else 1 for letter in axes if letter in "OI1"]
     spatial = iter(known.array.shape[2:])
     shape = [size.pop(0) if letter in "OI1" else next(spatial) for letter in axes]
