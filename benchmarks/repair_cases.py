@@ -144,7 +144,8 @@ def _repaired(session: Session, row: Row, source: Path, target: Path | Artifact,
         return {**found, "fresh": str(made.before.verdict)}
     way = api.repair(source, target, tools=True, **{**given, "out": folder / f"{row.id}-other{suffix}"}, attempts=1)
     if way.status is Status.REPAIRED and way.command:
-        return {**found, "how": ELSEWHERE, "command": way.command, "fresh": fresh(session, source, way)}
+        command = way.command.replace(f"{folder}/", "")
+        return {**found, "how": ELSEWHERE, "command": command, "fresh": fresh(session, source, way)}
     left = {rule: why for rule, why in reasons(way).items() if rule.startswith("CT")}
     return {**found, "edits": tuple(map(told, made.edits)), "reasons": {**reasons(made), **left}}
 

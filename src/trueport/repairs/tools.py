@@ -18,9 +18,14 @@ from trueport.diagnosis.types import Cause
 from trueport.frameworks._base import EditDict
 from trueport.repairs.gate import Gate
 from trueport.repairs.types import Edit
+from trueport.routes import Route, plan
+from trueport.session import runtime_toolchain
 
 NAME = "CT tool"
 CAUSES = frozenset({Cause.TOOL})
+
+MORE = 3
+"""Routes that are walked when the one that was found is not faithful on inputs that it was not chosen by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +65,24 @@ def switch(
         return (
             "whether the target was made from this source could not be seen, so the source is not converted anew for it"
         )
-    ways = [trial for trial in inquiry.trials if trial.verdict is Verdict.FAITHFUL and trial.attempt.output is not None]
+    trials = [*inquiry.trials]
+    found = _faithful(gate, inquiry, trials)
+    if found is None and (rest := _untried(gate, trials)):  # a way may be right on the inputs of the search alone
+        more = tool.locate(
+            gate.reference, gate.target, gate.given, gate.on_search(gate.target), routes=rest, seconds=seconds
+        )
+        trials += more.trials
+        found = _faithful(gate, inquiry, more.trials)
+    if found is not None:
+        return found
+    if not trials:
+        return "no route that is installed here leads from the source to the target's format"
+    return f"{len(trials)} ways were tried, and none is faithful"
+
+
+def _faithful(gate: Gate, inquiry: tool.Inquiry, trials: Sequence[tool.Trial]) -> Switch | None:
+    """The shortest way whose result is faithful on all inputs."""
+    ways = [trial for trial in trials if trial.verdict is Verdict.FAITHFUL and trial.attempt.output is not None]
     for trial in sorted(ways, key=lambda trial: len(trial.route.hops)):
         made = trial.attempt.output
         if made is None or not made.path.exists() or not gate.faithful(made):
@@ -78,9 +100,23 @@ def switch(
             change=change,
         )
         return Switch(artifact=made, edit=edit, command=command)
-    if not inquiry.trials:
-        return "no route that is installed here leads from the source to the target's format"
-    return f"{len(inquiry.trials)} ways were tried, and none is faithful"
+    return None
+
+
+def _untried(gate: Gate, trials: Sequence[tool.Trial]) -> list[Route]:
+    """The first of the other routes whose environments are there, where one was faithful and is not on other inputs."""
+    if not any(trial.verdict is Verdict.FAITHFUL for trial in trials):
+        return []
+    source = gate.reference.artifact
+    tried = {trial.route.name for trial in trials}
+    found = plan(
+        source.format,
+        gate.target.format,
+        legacy_keras=runtime_toolchain(source) == "tf-keras",
+        precision=gate.on_search(gate.target).declared_precision,
+    )
+    ready = [route for route in found if all(tool.installed(gate.session, hop.step) for hop in route.hops)]
+    return [route for route in ready if route.name not in tried][:MORE]
 
 
 def command_of(source: Artifact, target_format: str, trial: tool.Trial) -> str:

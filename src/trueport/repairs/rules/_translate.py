@@ -437,12 +437,13 @@ def _matmul(writer: Writer, node: Node) -> Written:
     if node.attributes.get("transA") or node.inputs.index(weights[0].name) < node.inputs.index(computed[0]):
         raise Untranslatable(f"the source's {kind(node)} multiplies from the left")
     known = pool.raw_of(weights[0])
-    if known.axes is None or any(number(node.attributes, name) not in (None, 1.0) for name in ("alpha", "beta")):
+    alpha, beta = (1.0 if (found := number(node.attributes, name)) is None else found for name in ("alpha", "beta"))
+    if known.axes is None:
         raise Untranslatable(f"the layout of the weights of the source's {kind(node)} is not known")
     name = writer.arranged(data, identity(len(data.shape)))
-    result = writer.write("MatMul", [name, writer.array(np.ascontiguousarray(known.array.T))])
+    result = writer.write("MatMul", [name, writer.array(np.ascontiguousarray(alpha * known.array.T))])
     if biases:
-        result = writer.write("Add", [result, writer.array(biases[0].array)])
+        result = writer.write("Add", [result, writer.array(beta * biases[0].array)])
     return Written(result, identity(len(data.shape)))
 
 
