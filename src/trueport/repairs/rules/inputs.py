@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from trueport.diagnosis.inputs import Change
+from trueport.diagnosis.inputs import Change, explain
 from trueport.diagnosis.preparation import before_layers
 from trueport.diagnosis.preprocessing import PreprocessingFinding
 from trueport.diagnosis.types import Cause
@@ -32,7 +32,7 @@ LONGEST = 4
 
 def propose(scene: Scene) -> list[Proposal] | str:
     """Take out what the source does not do; else put in what the target misses."""
-    proposals = [*_without(scene), *(_prepared(scene, scene.prepared) if scene.prepared is not None else ())]
+    proposals = [*_without(scene), *(_changed(scene) if scene.prepared is None else _prepared(scene, scene.prepared))]
     return proposals or "no preparation of an input in front of the first layer, and none that heals"
 
 
@@ -113,6 +113,22 @@ def _prepared(scene: Scene, found: PreprocessingFinding) -> Iterator[Proposal]:
         edits.append(label)
     if edits:
         yield Proposal(edits=tuple(edits), doubt=0.3 if not found.fitted else 0.6)
+
+
+def _changed(scene: Scene) -> Iterator[Proposal]:
+    """Write into the file what makes the value that heals of the input as it is, where the fault lies at an input."""
+    value = scene.finding.target
+    given, healing = scene.pair.target.values.get(value), scene.pair.theirs.values.get(value)
+    if value not in scene.pair.target.graph.inputs or given is None or healing is None:
+        return
+    found = explain(np.asarray(given), np.asarray(healing))
+    if found is None or found.identical or found.rounded:
+        return
+    steps, arrays = steps_of(found.change, given.shape[1:])
+    change: EditDict = {"kind": "insert", "value": value, "steps": steps}
+    what = ", then ".join(found.change.phrases())
+    edit = scene.edit(NAME, value, "the input as it is", what, "the source prepares its input so", change, **arrays)
+    yield Proposal(edits=(edit,), doubt=0.6 if found.change.scales else 0.3)
 
 
 def steps_of(change: Change, shape: tuple[int, ...]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
