@@ -73,7 +73,7 @@ def repair(
     before = gate.on_unseen(target)
     if before.verdict is Verdict.FAITHFUL and gate.on_search(target).verdict is Verdict.FAITHFUL:
         return _ended(Status.NOT_NEEDED, gate, before, started)
-    search = Search(gate=gate, attempts_left=budget.attempts, deadline=started + budget.seconds)
+    search = Search(gate=gate, attempts_left=budget.attempts, deadline=time.monotonic() + budget.seconds)
     interrupted = False
     try:
         search.run()
@@ -81,6 +81,8 @@ def repair(
         interrupted = True
     steps, artifact, command = list(search.steps), search.current, ""
     faithful = bool(steps) and gate.faithful(artifact)
+    if search.over and not faithful:
+        search.notes.append("the search stopped when its time or its attempts were used up; give it more of them")
     if tools and not faithful and not interrupted and not search.stranger:
         try:
             way = switch(gate, attempt=attempt, others=others, kindred=search.compared)
