@@ -204,6 +204,8 @@ def scene(source, target, x, *, at, twin, kind="drift", perm=None, relation=None
         relation if relation is not None else Relation(tuple(range(sum(size != 1 for size in ours[twin].shape[1:]))))
     )
     shape = as_found[at].shape[1:]
+    if np.prod(shape) != ours[twin][0].size:  # a stride, a window: it heals in the source's sizes
+        shape = ours[twin].shape[1:]
     put = relation.to_target(ours[twin], shape)
     healed = target.run(np.ascontiguousarray(turned), {at: put.astype(np.float32)})
     one, two = source.traced(x, ours), target.traced(turned, as_found)
