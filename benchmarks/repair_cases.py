@@ -134,7 +134,7 @@ def _repaired(session: Session, row: Row, source: Path, target: Path | Artifact,
     found: dict[str, Any] = {
         "before": str(made.before.verdict),
         "status": str(made.status),
-        "reasons": reasons(made),
+        "reasons": {"verdict": made.before.reason, **reasons(made)},
         "tried": tuple(f"{one.rule}: {one.where}: {one.why}" for one in made.attempts),
     }
     if made.status is Status.REPAIRED:
@@ -147,7 +147,7 @@ def _repaired(session: Session, row: Row, source: Path, target: Path | Artifact,
         command = way.command.replace(f"{folder}/", "")
         return {**found, "how": ELSEWHERE, "command": command, "fresh": fresh(session, source, way)}
     left = {rule: why for rule, why in reasons(way).items() if rule.startswith("CT")}
-    return {**found, "edits": tuple(map(told, made.edits)), "reasons": {**reasons(made), **left}}
+    return {**found, "edits": tuple(map(told, made.edits)), "reasons": {**found["reasons"], **left}}
 
 
 def _converted_otherwise(session: Session, row: Row, source: Path, folder: Path) -> dict[str, Any]:

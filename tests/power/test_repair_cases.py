@@ -28,7 +28,7 @@ def bench_module():
 BENCH = bench_module()
 QUICK = {"P1"}
 """Rows of the normal run."""
-COMMAND = {"onnxscript-old", "T7-lengths"}
+COMMAND = {"onnxscript-old"}
 """Rows that no edit mends, but another tool, option or version does. A conversion that fails leaves nothing to edit."""
 NOT_MENDED = {
     "L11": "LiteRT's own NonMaxSuppression repeats indices where scores are equal, which no cut takes back",

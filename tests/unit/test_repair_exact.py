@@ -146,6 +146,14 @@ def test_windows_over_the_edge_with_a_divisor_of_their_own_are_not_written():
         translate(*writer(values, "AveragePool", shape=(1, 1, 3, 3), **facts))
 
 
+@pytest.mark.parametrize(("to", "words"), [("bool", ["Cast"]), ("float32", []), ("int64", [])])
+def test_only_truth_values_are_cast_to(to, words):
+    made, node = writer(WHOLE, "Cast", to=to)
+    translate(made, node)
+    assert [item.operator for item in made.made] == words
+    assert made.places["y"].name == (made.made[0].output if words else "x")
+
+
 def test_every_rule_has_a_kind_that_translates():
     from trueport.repairs.rules._translate import TABLE
 

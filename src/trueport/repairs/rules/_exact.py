@@ -28,6 +28,9 @@ class Written(NamedTuple):
 
 Rule = Callable[[Writer, Node], Written]
 
+ONNX_BOOL = 9
+"""ONNX's number for truth values; other formats take NumPy's name of a type."""
+
 VISIBLE = 1e-8
 """Share of a value from which a bend of a function can be seen in float32."""
 
@@ -76,6 +79,15 @@ def softplus(writer: Writer, node: Node) -> Written:
     return Written(result, data.order, data.at)
 
 
+def cast(writer: Writer, node: Node) -> Written:
+    """Nothing is written for another width; truth values are another kind of value, and only they choose."""
+    data = _first(writer, node)
+    if str(typed(writer.source, node).get("to")) != "bool":
+        return Written(data.name, data.order, data.at)
+    to = ONNX_BOOL if writer.format == "onnx" else "bool"
+    return Written(writer.write("Cast", [data.name], to=to), data.order, data.at)
+
+
 def own_divisor(writer: Writer, node: Node, mean: str) -> str:
     """A mean over windows, with paddings counted, such that it is the sum divided by the source's own number."""
     given = typed(writer.source, node)
@@ -121,6 +133,7 @@ def _second(writer: Writer, node: Node) -> np.ndarray | None:
 
 
 RULES: Mapping[str, Rule] = {
+    "Cast": cast,
     "FLOOR_DIV": floor_division,
     "FloorDiv": floor_division,
     "Softplus": softplus,

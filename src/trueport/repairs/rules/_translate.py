@@ -457,7 +457,6 @@ TABLE: Mapping[str, Callable[[Writer, Node], Written]] = {
     **{name: _reduce(name) for name in ("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum")},
     "AveragePool": _pool("AveragePool"),
     "BatchNormalization": _batch_normalization,
-    "Cast": _identity,
     "Clip": _plain("Clip", "min", "max"),
     "Concat": _concat,
     "Conv": _conv,
