@@ -8,6 +8,7 @@ from diagnosis_cases import Model, normal
 from repair_scenes import proposals, refused, same, written
 from test_repair_parameters import LAYOUTS, conv, dense
 
+from trueport.diagnosis.region import Inside
 from trueport.repairs.rules import everywhere
 
 KERNELS = [normal(8, 4, 3, 3, seed=seed) for seed in range(4)]
@@ -51,12 +52,38 @@ def test_only_the_layers_that_differ_are_set():
     assert {node for node, _ in written(proposal)} == {"a", "b", "d"}
 
 
-def test_biases_that_differ_a_little_are_set_as_well():
-    target = plain(biases=lambda bias: (bias * 1.01).astype(np.float32))
+def test_weights_that_are_merely_near_are_another_trainings():
+    """A fine-tuned model is no faulty conversion: nothing tells how its numbers came of the source's."""
+    tuned = net(lambda place, kernel: kernel + 0.02 * normal(*kernel.shape, seed=70 + place))
+    assert "0 layers" in refused(everywhere, plain(), tuned)
+    assert recognised(plain(), tuned) == 0.0
+
+
+def test_a_layer_that_does_not_tell_shares_the_fault_of_most():
+    target = net(
+        lambda place, kernel: kernel + 0.02 * normal(*kernel.shape, seed=70) if place == 1 else rounded(kernel)
+    )
     (proposal,) = proposals(everywhere, plain(), target)
-    found = written(proposal)
-    assert set(found) == {(name, f"{name}.bias") for name in NAMES}
-    assert same(found["b", "b.bias"], BIASES[1])
+    assert {node for node, _ in written(proposal)} == set(NAMES)
+    assert same(written(proposal)["b", "b.weight"], KERNELS[1])
+
+
+def test_a_grid_of_float16_is_recognised_too():
+    target = net(lambda place, kernel: kernel.astype(np.float16))
+    (proposal,) = proposals(everywhere, plain(), target)
+    assert len(written(proposal)) == 4
+    assert "float16" in proposal.edits[0].reason
+
+
+def recognised(source, target):
+    return everywhere.recognised(Inside(source.build("y")), Inside(target.build("y")))
+
+
+def test_a_target_is_recognised_by_layers_that_are_equal_or_rounded():
+    assert recognised(plain(), plain()) == 1.0
+    assert recognised(plain(), net(lambda place, kernel: rounded(kernel))) == 1.0
+    half = net(lambda place, kernel: rounded(kernel) if place < 2 else normal(*kernel.shape, seed=90 + place))
+    assert recognised(plain(), half) == 0.5
 
 
 def test_an_equal_model_is_left_alone():

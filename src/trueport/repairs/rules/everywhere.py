@@ -1,10 +1,11 @@
-"""QZ, WB: weights and biases that are nearly the source's all over the model are set to the source's, all at once.
+"""QZ, WB: weights that are the source's rounded, or folded otherwise, all over the model are set right all at once.
 
-Rewrite: `set-parameter` of the weights (and the bias) of every layer that comes near one layer of the source, plain or
-with the BatchNorm behind it folded in, and is not equal to it. That is what a model looks like whose weights were
-rounded to a grid and written back as floats without a word, or folded with another epsilon: there is one fault, and
-layer by layer the search would meet it as often as there are layers.
-Does not apply where fewer than FEW layers differ, where a declared precision explains the rounding, or where a layer
+Rewrite: `set-parameter` of the weights of every layer that are a source layer's (plain, or with the BatchNorm behind it
+folded in) put on a grid of int8 or float16, or times a factor per channel; of the bias as well where the factor tells
+of another fold. That is what a model looks like whose weights were rounded and written back as floats without a word,
+or folded with another epsilon: there is one fault, and layer by layer the search would meet it as often as there are
+layers. Weights that are merely near in most layers are another training's, and are left alone.
+Does not apply where fewer than FEW layers differ so, where a declared precision explains the rounding, or where a layer
 comes near none of the source's, or near several.
 """
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trueport.diagnosis import differences, layouts, pool
+from trueport.diagnosis import differences, layouts, pool, precision
 from trueport.diagnosis.operators import kind
 from trueport.diagnosis.region import Inside, Parameter
 from trueport.diagnosis.types import Cause
@@ -32,12 +33,18 @@ CAUSES = frozenset({Cause.PARAMETERS, Cause.PRECISION})
 FEW = 3
 """Layers from which a fault counts as the whole model's; fewer are as many faults, for the other rules."""
 
+HALF = 0.5
+"""Share of the layers that differ which must tell how: then the others, of too few elements to tell, have the same fault."""
+
 NEAR = 0.15
 """Distance up to which weights are a layer's own, changed a little: an int8 grid leaves 0.01 to 0.05, unrelated weights
 of one size are 1.4 apart."""
 
 APART = 3.0
 """Times that the next layer must be further away."""
+
+FOLDED = "with other factors per channel"
+"""What a fold with another epsilon leaves."""
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -54,25 +61,50 @@ class Layer:
     terms: float = 0.0
 
 
+def recognised(ours: Inside, theirs: Inside) -> float:
+    """Share of the target's layers whose weights are a layer's of the source: equal, rounded, or folded otherwise."""
+    known = _by_shape(ours)
+    arrays = [pool.raw_of(weights).array for _, weights in _weighted(theirs)]
+    held = 0
+    for mine in arrays:
+        twin = _nearest(mine, known.get(mine.shape, ()))
+        held += twin is not None and (pool.close(mine, twin.weights) or bool(_fault(mine, twin.weights)))
+    return held / len(arrays) if arrays else 0.0
+
+
+def _by_shape(inside: Inside) -> dict[tuple[int, ...], list[Layer]]:
+    known: dict[tuple[int, ...], list[Layer]] = {}
+    for layer in _layers(inside):
+        known.setdefault(layer.weights.shape, []).append(layer)
+    return known
+
+
+def _fault(mine: np.ndarray, wanted: np.ndarray) -> str:
+    """How weights came of others that are nearly the same: FOLDED, or the name of a grid; empty where that cannot be told."""
+    return FOLDED if pool.factors_between(mine, wanted, 0) is not None else precision.grid_of(mine, wanted) or ""
+
+
 def propose(scene: Scene) -> list[Proposal] | str:
     """One proposal with every edit, or why there is none."""
     if scene.precision != "float32":
         return f"the declared precision ({scene.precision}) rounds the weights of all layers"
-    known: dict[tuple[int, ...], list[Layer]] = {}
-    for layer in _layers(scene.ours):
-        known.setdefault(layer.weights.shape, []).append(layer)
-    edits: dict[tuple[str, str], Edit] = {}
-    differing = 0
+    known = _by_shape(scene.ours)
+    found: list[tuple[Node, Parameter, Layer, str]] = []
     for node, weights in _weighted(scene.theirs):
         mine = pool.raw_of(weights).array
         twin = _nearest(mine, known.get(mine.shape, ()))
-        if twin is None:
-            continue
-        found = list(_edits(scene, node, weights, twin))
-        differing += bool(found)
-        edits |= {(edit.change["node"], edit.change["parameter"]): edit for edit in found}
-    if differing < FEW:
-        return f"{differing} layers are nearly the source's and not quite; that is no fault of the whole model"
+        if twin is not None and not pool.close(mine, twin.weights):
+            found.append((node, weights, twin, _fault(mine, twin.weights)))
+    proven = [fault for *_, fault in found if fault]
+    if len(proven) < max(FEW, HALF * len(found)):
+        return f"{len(proven)} layers are the source's rounded or folded otherwise; that is no fault of the whole model"
+    usual = max(
+        proven, key=proven.count
+    )  # of few elements nobody can tell whether they lie on a grid: they share its fault
+    edits: dict[tuple[str, str], Edit] = {}
+    for node, weights, twin, fault in found:
+        for edit in _edits(scene, node, weights, twin, fault or usual):
+            edits.setdefault((edit.change["node"], edit.change["parameter"]), edit)
     return [Proposal(edits=tuple(edits.values()))]
 
 
@@ -141,23 +173,23 @@ def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
     return one is other or (one is not None and other is not None and np.array_equal(one, other))
 
 
-def _edits(scene: Scene, node: Node, weights: Parameter, twin: Layer) -> Iterator[Edit]:
-    """What puts a layer's numbers right; nothing where they are the source's."""
-    label = " ".join(filter(None, [twin.how, ", ".join(twin.names)]))
+def _edits(scene: Scene, node: Node, weights: Parameter, twin: Layer, fault: str) -> Iterator[Edit]:
+    """What puts a layer's weights right, and its bias where another fold has moved it."""
     axes = layouts.axes_of(weights)
-    if axes is not None and not pool.close(pool.raw_of(weights).array, twin.weights):
-        array = layouts.native_of(twin.weights, axes, weights.array.shape)
-        yield from _set(scene, weights, array, label)
+    if axes is None:
+        return
+    label = " ".join(filter(None, [twin.how, ", ".join(twin.names)]))
+    reason = f"all over the model weights are the source's, {'' if fault == FOLDED else 'rounded to '}{fault}"
+    yield from _set(scene, weights, layouts.native_of(twin.weights, axes, weights.array.shape), label, reason)
     bias = _vector(scene.theirs, node, len(twin.weights))
-    if bias is None or twin.shift is None or pool.close(bias.array, twin.shift, twin.terms):
+    if fault != FOLDED or bias is None or twin.shift is None or pool.close(bias.array, twin.shift, twin.terms):
         return
     if differences.distance(np.asarray(bias.array, np.float64), twin.shift) < NEAR:
-        yield from _set(scene, bias, np.reshape(twin.shift, bias.array.shape), f"shift beside {label}")
+        yield from _set(scene, bias, np.reshape(twin.shift, bias.array.shape), f"shift beside {label}", reason)
 
 
-def _set(scene: Scene, item: Parameter, array: np.ndarray, label: str) -> Iterator[Edit]:
+def _set(scene: Scene, item: Parameter, array: np.ndarray, label: str, reason: str) -> Iterator[Edit]:
     place = place_of(scene.theirs, item)
     if place is not None:
         where = replace(place, grid="new") if place.narrow else place
-        reason = "all over the model the numbers are nearly the source's and not quite"
         yield setting(scene, item, where, Option(array, label), reason, NAME)
