@@ -103,7 +103,7 @@ class Localizer:
         wrong = [output.target for output in self.pair.outputs if output.bad]
         worst = min((share(self.before[name], self.now[name]) for name in wrong), default=1.0)
         located.healed = not self._bad() or (bool(located.findings) and worst >= 1 - RESIDUE)
-        located.injected, located.tries = self.injected, self.tries
+        located.injected, located.tries, located.after = self.injected, self.tries, self.alignment
         if not located.healed:
             rest = self._unproven()
             if rest is not None:

@@ -40,6 +40,9 @@ class Located:
     findings: list[Finding] = field(default_factory=list)
     healed: bool = False
     alignment: Alignment
+    """Of the values as the target computes them."""
+    after: Alignment | None = None
+    """Of the values with every finding's put in; None where that was not looked at."""
     injected: dict[str, np.ndarray] = field(default_factory=dict)
     tries: int = 0
     before: dict[str, float] = field(default_factory=dict)

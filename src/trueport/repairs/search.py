@@ -20,6 +20,7 @@ from trueport.compare.types import Verdict, Verification
 from trueport.diagnosis import evidence as weighing
 from trueport.diagnosis import layouts
 from trueport.diagnosis.pair import Pair, trace_pair
+from trueport.diagnosis.region import Inside
 from trueport.diagnosis.run import Investigation, investigate
 from trueport.diagnosis.told import other_weights
 from trueport.diagnosis.types import Cause, Finding, Suspect
@@ -27,6 +28,7 @@ from trueport.outcome import Failure, Outcome
 from trueport.repairs import editing, interface, rules, told
 from trueport.repairs.gate import Gate
 from trueport.repairs.judge import ByVerdict, Judge, Score
+from trueport.repairs.rules import everywhere
 from trueport.repairs.scene import Scene
 from trueport.repairs.types import Attempt, Edit, Proposal
 
@@ -47,6 +49,9 @@ PAIR = "source and target"
 
 KINDRED, ENOUGH = 0.2, 10
 """Share of the target's values that must be the source's once the faults are put right, in a model of so many values."""
+
+MANY = 4
+"""Faults from which on the parameters are asked as well: so many are rather other weights."""
 
 HALF, FEW = 0.5, 4
 """Share of the parameters that must be the source's where the values are not; arrays of so few elements do not count."""
@@ -376,13 +381,20 @@ def strange(found: Investigation, pair: Pair) -> str:
     words = other_weights(found.suspects)
     if words:
         return words[0]
-    counts = found.counts(pair)
-    known = found.prepared is not None or not counts or counts["values"] < ENOUGH
-    if known or counts["agreeing"] >= KINDRED * counts["values"] or shared_parameters(pair) >= HALF:
+    after = None if found.located is None else found.located.after
+    values = [name for name, info in pair.theirs.infos.items() if info.kind == "act"]
+    ours = sum(info.kind == "act" for info in pair.ours.infos.values())
+    if found.prepared is not None or after is None or min(len(values), ours) < ENOUGH:  # one operator may be ten there
+        return ""
+    agreeing = sum(after.ok(name) for name in values)
+    many = found.located is not None and len(found.located.findings) >= MANY
+    if not many and agreeing >= KINDRED * len(values):
+        return ""
+    if shared_parameters(pair) >= HALF or everywhere.recognised(Inside(pair.source), Inside(pair.target)) >= HALF:
         return ""
     return (
-        f"{counts['agreeing']} of {counts['values']} values inside the target are the source's, even with the faults that "
-        "were found put right: this is another network, or the same with other weights"
+        f"{agreeing} of {len(values)} values inside the target are the source's, even with what was found put right, and "
+        "most weights are not: this is another network, or the same with other weights"
     )
 
 
