@@ -2,7 +2,7 @@
 # make test   set up and run the tests (under 15 minutes on two cores)
 # make lint   formatting, lint, types
 # make bench  the benchmarks, each against a named floor in the same run
-# make power  what a diagnosis finds: planted faults and real ones (an hour)
+# make power  what diagnosis finds and repair mends: planted faults and real ones (some hours)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,6 +40,8 @@ bench: $(STAMP)
 power: $(STAMP)
 	$(BIN)/python benchmarks/power.py --limit 4
 	$(BIN)/python benchmarks/real_cases.py
+	$(BIN)/python benchmarks/repair_power.py --limit 4
+	$(BIN)/python benchmarks/repair_cases.py
 
 docs: $(STAMP)
 	$(BIN)/python scripts/docs.py
