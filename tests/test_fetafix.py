@@ -16,7 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "studies"))
 
 from fetafix import judging, networks, page, run, study
-from fetafix.cases import CASES, Model
+from fetafix.cases import BY_ID, CASES, Model
 from fetafix.judging import Result, Side
 from fetafix.pictures import pictures
 
@@ -24,7 +24,6 @@ from trueport.compare.types import Verdict
 from trueport.session import Session, Settings
 
 SIZES = {"mobilenet_v2": 32, "resnet101": 48, "inception_v3": 75}
-BY_ID = {case.id: case for case in CASES}
 GOOD = Side(verdict="faithful", mismatch=0.0, ratio=1.2, reason="")
 BAD = Side(verdict="deviates", mismatch=0.6, ratio=5000.0, reason="")
 
@@ -177,7 +176,7 @@ def test_only_the_first_suspect_counts_as_the_diagnosis():
 
 def test_the_page_shows_both_tables_and_what_failed():
     failed = result(case=BY_ID["resnet-torch-tf"], after=None, edits=(), error="repair: a | b", status="not tried")
-    text = page.page([result(), failed], full=False, seconds=60.0)
+    text = page.page([result(), failed], full=False)
     assert "1 of 2 cases end at 0 % other labels" in text
     assert "60 % → 0 %" in text
     assert "5000 → 1.2" in text
@@ -195,6 +194,15 @@ def test_results_can_be_written_as_json():
     assert told["case"] == "mobilenet-tf-keras"
     assert told["repaired"]
     assert told["before"]["mismatch"] == 0.6
+
+
+def test_results_of_an_earlier_run_are_kept_for_the_cases_that_are_not_run_again(tmp_path):
+    path = tmp_path / "results.json"
+    other = result(case=BY_ID["resnet-tf-keras"], after=None, causes=("inputs",))
+    path.write_text(json.dumps([result().to_json(), other.to_json()], default=str), encoding="utf-8")
+    assert run.earlier(path, [BY_ID["mobilenet-tf-keras"]]) == {"resnet-tf-keras": other}
+    assert run.ordered(run.earlier(path, [])) == [result(), other]
+    assert run.earlier(tmp_path / "none.json", []) == {}
 
 
 def test_a_model_that_cannot_be_made_is_a_result(monkeypatch):

@@ -267,3 +267,5 @@ CASES = (
         fewest=1,
     ),
 )
+
+BY_ID = {case.id: case for case in CASES}

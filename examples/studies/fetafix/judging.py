@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import trueport
-from fetafix.cases import Case
+from fetafix.cases import BY_ID, Case
 from fetafix.study import Workshop
 from trueport import api
 from trueport.artifact import Artifact
@@ -71,12 +72,20 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {
-            **asdict(replace(self)),
+            **asdict(self),
             "case": self.case.id,
             "diagnosed": self.diagnosed,
             "repaired": self.repaired,
             "minimal": self.minimal,
         }
+
+
+def from_json(told: Mapping[str, Any]) -> Result:
+    """Read what `to_json` gave. Raises KeyError for a case that is none any more."""
+    named = {field.name for field in fields(Result)}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items() if name in named}
+    sides = {name: Side(**told[name]) for name in ("sound", "before", "after") if told[name] is not None}
+    return Result(**{**given, **sides, "case": BY_ID[told["case"]]})
 
 
 def judge(shop: Workshop, case: Case, *, repair: bool = True, diagnose: bool = False) -> Result:

@@ -52,7 +52,7 @@ def line(result: Result) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells(result)) + " |"
 
 
-def page(results: Sequence[Result], *, full: bool, seconds: float) -> str:
+def page(results: Sequence[Result], *, full: bool) -> str:
     """The whole page as Markdown."""
     repaired, minimal = sum(one.repaired for one in results), sum(one.repaired and one.minimal for one in results)
     sides = ", ".join(f"{NAMES[network]} {side[full]}" for network, side in SIZES.items())
@@ -60,7 +60,7 @@ def page(results: Sequence[Result], *, full: bool, seconds: float) -> str:
         "# The FetaFix cases, rebuilt and repaired",
         "",
         f"Made by `python examples/studies/fetafix/run.py{' --full' if full else ''} --out docs/studies/fetafix.md`"
-        f" (trueport {__version__}, Python {platform.python_version()}, {seconds / 60:.0f} minutes).",
+        f" (trueport {__version__}, Python {platform.python_version()}).",
         "",
         "FetaFix (Louloudakis, Gibson, Cano and Rajan, 2025) repairs faulty conversions of three image classifiers among"
         " PyTorch, Keras, TensorFlow and TFLite: it mends 462 of the 755 faults that it finds, and takes the label"

@@ -25,7 +25,7 @@ SIZES = {"mobilenet_v2": (64, 224), "resnet101": (64, 224), "inception_v3": (80,
 """Network -> side of the pictures: reduced, and native."""
 FITTED, SEARCHED, HELD_OUT = 48, 24, 32
 """Pictures to which the weights are fitted, which a repair may see, and on which it is judged."""
-SOURCES = ("cases.py", "networks.py", "pictures.py", "keras_side.py", "torch_side.py", "tflite_side.py")
+SOURCES = ("networks.py", "pictures.py", "keras_side.py", "torch_side.py", "tflite_side.py")
 """What decides how models come out: a change of one of them makes all anew."""
 CONVENTION = {"mobilenet_v2": "tf", "inception_v3": "tf", "resnet101": "caffe"}
 
