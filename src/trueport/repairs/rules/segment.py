@@ -21,6 +21,9 @@ CAUSES: frozenset[Cause] = frozenset()
 MOST = 12
 """Operators of either region up to which a segment is replaced."""
 
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators that are not written into a model of declared int8: its layers would become those of a float model."""
+
 DOUBT = 0.5
 """Of a segment; each operator that is written adds a little, so that the shorter of two is tried first."""
 
@@ -73,6 +76,8 @@ def _edit(scene: Scene, twins: Twins, nodes: tuple[Node, ...], end: str) -> Edit
     name = writer.like(result, Placed(finding.target, result.shape, order, shape if order is None and flat else None))
     if not writer.made or writer.made[-1].output != name:
         name = writer.write("Identity", [name])
+    if scene.precision == "int8" and any(made.operator in WEIGHTED for made in writer.made):
+        raise Untranslatable("the source computes this in floats, and the target is declared as int8")
     shown = ", ".join(made.operator for made in writer.made)
     region = ", ".join(node.op for node in scene.theirs.nodes(finding.region))
     producer = scene.pair.target.graph.producer(finding.target)
