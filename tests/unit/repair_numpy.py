@@ -226,7 +226,7 @@ def scene(source, target, x, *, at, twin, kind="drift", perm=None, relation=None
     )
     evidence = examine(found, one, two, alignment)
     return Scene(
-        reference=None, target=two.artifact, given=None, verification=None, pair=pair, healed=alignment,
+        reference=None, target=two.artifact, given=None, verification=None, pair=pair, alignment=alignment, healed=alignment,
         suspect=SimpleNamespace(cause=evidence[0].cause), finding=found, evidence=evidence,
     )  # fmt: skip
 

@@ -28,6 +28,7 @@ def scene(source, target, *, place="y", ours=None, theirs=None, kind="drift", pr
         given=None,
         verification=None,
         pair=pair,
+        alignment=alignment,
         healed=alignment,
         suspect=SimpleNamespace(cause=evidence[0].cause),
         finding=found,

@@ -146,7 +146,9 @@ def stable(document):
     "words", [["verify", "model.fake", "deviates.fake"], ["convert", "model.fake", "--to", "fake"]]
 )
 def test_two_runs_give_the_same_document(folder, words):
-    more = ["-o", "same.fake", "--no-repair", "--option", "fake-copy.misbehave=perturb:5"] if words[0] == "convert" else []
+    more = (
+        ["-o", "same.fake", "--no-repair", "--option", "fake-copy.misbehave=perturb:5"] if words[0] == "convert" else []
+    )
     texts = []
     for _ in range(2):
         done = trueport(*words, *more, "--json", "-", "--seed", "7", cwd=folder)

@@ -10,7 +10,7 @@ from trueport.conversion import Conversion
 from trueport.diagnosis import run as diagnosing
 from trueport.diagnosis.run import Request
 from trueport.diagnosis.types import Diagnosis
-from trueport.errors import BadModelError
+from trueport.errors import BadModelError, UsageError
 from trueport.feeds import Feeds
 from trueport.repairs import editing, explanation, run
 from trueport.repairs.gate import badness, fell
@@ -73,7 +73,7 @@ def repaired(reference: Reference, result: Conversion, given: Feeds, *, unseen: 
             return replace(result, repair=made)
         reference.session.progress("verifying the repaired model")
         found = verify(reference, made.artifact, given, precision=judged.declared_precision, task=task)
-    except BadModelError as error:  # as above
+    except UsageError as error:  # the conversion stands: what came of it is delivered as it is
         reference.session.progress(f"it cannot be repaired: {error}")
         return result
     made = agreed(made, judged, found)

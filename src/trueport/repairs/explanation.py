@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from trueport.compare.types import Verification
-from trueport.repairs.types import Edit, Repair, Status
+from trueport.repairs.types import PAIR, Edit, Repair, Status
 
 
 def compose(made: Repair) -> str:
@@ -14,6 +14,8 @@ def compose(made: Repair) -> str:
     name = made.target.path.name
     if made.status is Status.NOT_NEEDED:
         return f"{name} is faithful to {made.source.path.name} as it is; nothing was changed."
+    if made.status is Status.UNREPAIRED and PAIR in made.refused:
+        return f"{name} is not taken for a conversion of {made.source.path.name}, and was left alone: {made.refused[PAIR]}."
     if made.status is Status.UNREPAIRED:
         tried = f"{_changes(len(made.attempts), 'was', 'were')} tried" if made.attempts else "no rule had one to offer"
         stopped = " before the search was interrupted" if made.interrupted else ""

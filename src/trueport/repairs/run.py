@@ -14,6 +14,7 @@ from trueport import publish
 from trueport.artifact import Artifact
 from trueport.compare.types import Verdict, Verification
 from trueport.conversion import Attempt
+from trueport.diagnosis import tool
 from trueport.feeds import Feeds
 from trueport.repairs import explanation
 from trueport.repairs.gate import Gate, fell, split
@@ -28,6 +29,8 @@ SECONDS = 600.0
 ATTEMPTS = 200
 """Time and proposals after which the best so far is taken."""
 TENTH = 0.1
+LEAST = 10.0
+"""Seconds for other tools when the search has used up its time: one way is always tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +88,8 @@ def repair(
         search.notes.append("the search stopped when its time or its attempts were used up; give it more of them")
     if tools and not faithful and not interrupted and not search.stranger:
         try:
-            way = switch(gate, attempt=attempt, others=others, kindred=search.compared)
+            left = min(tool.SECONDS, max(LEAST, search.deadline - time.monotonic()))
+            way = switch(gate, attempt=attempt, others=others, seconds=left, kindred=search.compared)
         except KeyboardInterrupt:
             way, interrupted = "interrupted", True
         if isinstance(way, str):

@@ -31,8 +31,8 @@ class Scene:
     """One suspect. Values in `pair.theirs` are those of the target with every finding's value put in: what stands
     behind the fault agrees with the source there; `pair.target.values` are what the file really computes.
 
-    target: the file to be changed, as it was traced. healed: the alignment after all findings were put in.
-    evidence: of the suspect's region, heaviest first. others: the findings of the other suspects. prepared: the change
+    target: the file to be changed, as it was traced. alignment: of its values as the file computes them; healed: with
+    every finding's value put in. evidence: of the suspect's region, heaviest first. others: the findings of the other suspects. prepared: the change
     of the target's inputs under which it gives what the source gives, where the diagnosis found one.
     """
 
@@ -41,6 +41,7 @@ class Scene:
     given: Feeds
     verification: Verification
     pair: Pair
+    alignment: Alignment
     healed: Alignment
     suspect: Suspect
     finding: Finding
@@ -61,7 +62,7 @@ class Scene:
     @cached_property
     def look(self) -> Look | None:
         """The stretch of both graphs around the fault, None where the finding has none."""
-        return look(self.finding, self.pair.source, self.pair.target, self.healed, precision=self.precision)
+        return look(self.finding, self.pair.source, self.pair.target, self.alignment, precision=self.precision)
 
     @cached_property
     def ours(self) -> Inside:
@@ -99,7 +100,7 @@ class Scene:
 
     def match(self, value: str) -> Match | None:
         """The twin of a target value that agrees with it once the faults are mended."""
-        match = self.healed.matches.get(value)
+        match = self.alignment.matches.get(value)
         return match if match is not None and match.ok else None
 
     def twin(self, value: str) -> str | None:

@@ -30,7 +30,7 @@ from trueport.repairs.gate import Gate
 from trueport.repairs.judge import ByVerdict, Judge, Score
 from trueport.repairs.rules import everywhere
 from trueport.repairs.scene import Scene
-from trueport.repairs.types import Attempt, Edit, Proposal
+from trueport.repairs.types import PAIR, Attempt, Edit, Proposal
 
 ROUNDS = 6
 """Times that a file which is better and not yet right is diagnosed again."""
@@ -43,9 +43,6 @@ LITTLE = 0.9
 
 VENTURES = 2
 """Edits that are ventured at most."""
-
-PAIR = "source and target"
-"""Stands in the reasons for what is true of the whole pair."""
 
 KINDRED, ENOUGH = 0.2, 10
 """Share of the target's values that must be the source's once the faults are put right, in a model of so many values."""
@@ -213,7 +210,8 @@ class Search:
                 return -1
             return min((place.get(name, len(place)) for name in finding.region), default=len(place))
 
-        healed = pair.align() if found.located is None else found.located.alignment
+        alignment = pair.align() if found.located is None else found.located.alignment
+        healed = (None if found.located is None else found.located.after) or alignment
         suspects = [_at_input(suspect, found, pair) for suspect in found.suspects]
         ranked = sorted((suspect for suspect in suspects if suspect.finding is not None), key=order)
         findings = tuple(suspect.finding for suspect in ranked if suspect.finding is not None)
@@ -223,7 +221,7 @@ class Search:
             if finding is None:
                 continue
             evidence = proofs.get(id(finding)) or weighing.examine(
-                finding, pair.source, pair.target, healed, precision=pair.precision
+                finding, pair.source, pair.target, alignment, precision=pair.precision
             )
             yield Scene(
                 reference=self.gate.reference,
@@ -231,6 +229,7 @@ class Search:
                 given=self.gate.given,
                 verification=verification,
                 pair=pair,
+                alignment=alignment,
                 healed=healed,
                 suspect=suspect,
                 finding=finding,
@@ -390,7 +389,8 @@ def strange(found: Investigation, pair: Pair) -> str:
     many = found.located is not None and len(found.located.findings) >= MANY
     if not many and agreeing >= KINDRED * len(values):
         return ""
-    if shared_parameters(pair) >= HALF or everywhere.recognised(Inside(pair.source), Inside(pair.target)) >= HALF:
+    layers = everywhere.recognised(Inside(pair.source), Inside(pair.target), rounded=pair.precision != "float32")
+    if shared_parameters(pair) >= HALF or layers >= HALF:
         return ""
     return (
         f"{agreeing} of {len(values)} values inside the target are the source's, even with what was found put right, and "

@@ -15,6 +15,9 @@ from trueport.compare.types import Verification
 from trueport.diagnosis.types import Suspect
 from trueport.frameworks._base import EditDict
 
+PAIR = "source and target"
+"""Stands among the reasons of the rules for what is true of the whole pair."""
+
 
 class Status(StrEnum):
     """How a repair ended."""

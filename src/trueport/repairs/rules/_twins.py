@@ -58,19 +58,19 @@ class Twins:
 
     def head(self, source: str) -> str:
         """Representative of the class of source values that are equal to one."""
-        return self.scene.healed.alike.get(source, source)
+        return self.scene.alignment.alike.get(source, source)
 
     def same(self, source: str) -> list[str]:
         """The source values that are equal to one, those of the native granularity first, itself before all."""
         head = self.head(source)
-        names = [head, *(name for name, other in self.scene.healed.alike.items() if other == head)]
+        names = [head, *(name for name, other in self.scene.alignment.alike.items() if other == head)]
         return list(dict.fromkeys([source, *sorted(names, key=lambda name: name.startswith(FINE))]))
 
     @cached_property
     def of_file(self) -> dict[str, Match]:
         """Target value -> its twin, as the file computes it: that of a value which was put in is looked for anew."""
         found = {}
-        for name, match in self.scene.healed.matches.items():
+        for name, match in self.scene.alignment.matches.items():
             if name == self.fault:
                 own = self._searched(name)
                 if own is not None:
@@ -99,7 +99,7 @@ class Twins:
             shapes = {self.ours.infos[self.of_file[name].source].shape for name in usable}
             if shapes:
                 found[head] = shapes
-        alike = {**dict.fromkeys(self.scene.pair.ours.infos), **self.scene.healed.alike}
+        alike = {**dict.fromkeys(self.scene.pair.ours.infos), **self.scene.alignment.alike}
         return {
             name
             for name in alike
@@ -156,7 +156,7 @@ class Twins:
     @cached_property
     def _votes(self) -> dict[Relation, int]:
         votes: dict[Relation, int] = {}
-        for match in self.scene.healed.matches.values():
+        for match in self.scene.alignment.matches.values():
             if match.ok:
                 votes[match.relation] = votes.get(match.relation, 0) + 1
         return votes
@@ -176,13 +176,13 @@ class Twins:
         return None
 
     def _above(self, target: str) -> list[Match]:
-        matches = (self.scene.healed.matches.get(name) for name in self.graph.parents(target))
+        matches = (self.scene.alignment.matches.get(name) for name in self.graph.parents(target))
         return [match for match in matches if match is not None and match.ok]
 
     def usual(self, source: tuple[int, ...], target: tuple[int, ...]) -> Order | None:
         """The order in which the model as a whole has a value of these shapes; None where the shapes do not allow it."""
         tight = [size for size in source if size != 1]
-        wanted = [self.scene.healed.consensus.get(len(tight)), tuple(range(len(tight)))]
+        wanted = [self.scene.alignment.consensus.get(len(tight)), tuple(range(len(tight)))]
         for permutation in wanted:
             if permutation is not None:
                 order = order_of(Relation(tuple(permutation)), source, target)

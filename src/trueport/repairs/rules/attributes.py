@@ -58,7 +58,7 @@ def propose(scene: Scene) -> list[Proposal] | str:
         proposals += _of_pair(scene, theirs, ours, differing, place)
         for other in stretch.ours:
             if other.name != ours.name and kind(other) == kind(theirs) and scene.ours.runs(other):
-                found = mismatches.mismatches(scene.ours, scene.theirs, other, theirs, scene.healed)
+                found = mismatches.mismatches(scene.ours, scene.theirs, other, theirs, scene.alignment)
                 proposals += _of_pair(scene, theirs, other, found, 0.2 + place)
     proposals += _of_bounds(scene)
     proposals += _of_fused(scene)
@@ -144,7 +144,7 @@ def _window(scene: Scene, theirs: Node, ours: Node) -> Iterator[tuple[str, Any]]
     shape = scene.theirs.shape(data[0]) if data else None
     if wanted is None or got is None or shape is None:
         return
-    lay = mismatches.Axes(scene.ours, scene.theirs, ours, theirs, scene.healed)
+    lay = mismatches.Axes(scene.ours, scene.theirs, ours, theirs, scene.alignment)
     placed = {}
     for axis, span in wanted.items():
         own = lay.translated([axis], axis)

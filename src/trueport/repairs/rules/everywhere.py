@@ -61,14 +61,17 @@ class Layer:
     terms: float = 0.0
 
 
-def recognised(ours: Inside, theirs: Inside) -> float:
-    """Share of the target's layers whose weights are a layer's of the source: equal, rounded, or folded otherwise."""
+def recognised(ours: Inside, theirs: Inside, *, rounded: bool = False) -> float:
+    """Share of the target's layers whose weights are a layer's of the source: equal, rounded, or folded otherwise.
+
+    rounded: a declared precision rounds them all, so that being near is enough.
+    """
     known = _by_shape(ours)
     arrays = [pool.raw_of(weights).array for _, weights in _weighted(theirs)]
     held = 0
     for mine in arrays:
         twin = _nearest(mine, known.get(mine.shape, ()))
-        held += twin is not None and (pool.close(mine, twin.weights) or bool(_fault(mine, twin.weights)))
+        held += twin is not None and (rounded or pool.close(mine, twin.weights) or bool(_fault(mine, twin.weights)))
     return held / len(arrays) if arrays else 0.0
 
 

@@ -24,7 +24,7 @@ def propose(scene: Scene) -> list[Proposal] | str:
         return f"a {scene.format} file has no way to keep its runtime from a kernel; run it with another one"
     graph = scene.pair.target.graph
     region = {node.name for node in scene.blamed} | set(scene.finding.region)
-    proposals = []
+    proposals: list[Proposal] = []
     for node in reversed([node for node in graph.nodes if node.name in region]):
         for value in scene.theirs.data(node):
             made = graph.producer(value)
