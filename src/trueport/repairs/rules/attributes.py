@@ -259,8 +259,8 @@ CHOICES: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         {"recurrent_activation": "hard_sigmoid"},
         {"activation": "tanh"},
         {"activation": "relu"},
-        {"go_backwards": False},
-        {"go_backwards": True},
+        {"direction": "forward"},
+        {"direction": "reverse"},
     ),
     "Gelu": ({"approximate": "none"}, {"approximate": "tanh"}),
     "LSTM": (
@@ -268,8 +268,8 @@ CHOICES: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         {"recurrent_activation": "hard_sigmoid"},
         {"activation": "tanh"},
         {"activation": "relu"},
-        {"go_backwards": False},
-        {"go_backwards": True},
+        {"direction": "forward"},
+        {"direction": "reverse"},
     ),
     "MaxPool": ({"ceil_mode": 0}, {"ceil_mode": 1}),
     "Resize": (
