@@ -149,6 +149,25 @@ def test_a_fold_with_another_epsilon_becomes_the_sources_with_its_shifts():
         assert same(found[name, f"{name}.bias"], bias)
 
 
+def test_a_normalisation_that_is_a_product_and_a_sum_is_folded_in_as_well():
+    source, target = Model("savedmodel", x=(1, 6, 6, 4)), Model("tflite", x=(1, 6, 6, 4))
+    scales = [1 + 0.3 * normal(8, seed=20 + place) for place in range(4)]
+    for place, name in enumerate(NAMES):
+        out = "y" if place == 3 else f"y_{name}"
+        conv(KERNELS[place], None, format="savedmodel", model=source, name=name, out=f"raw_{name}")
+        scale, shift = source.const(f"{name}.scale", scales[place]), source.const(f"{name}.shift", BIASES[place])
+        shape = (1, 6, 6, 8)
+        source.add("Mul", f"raw_{name}", scale, out=f"mul_{name}", name=f"{name}_mul", native="Mul", shape=shape)
+        source.add("Add", f"mul_{name}", shift, out=out, name=f"{name}_add", native="AddV2", shape=shape)
+        kernel = rounded(KERNELS[place] * scales[place].reshape(-1, 1, 1, 1))
+        conv(kernel, BIASES[place], format="tflite", model=target, name=name, out=out)
+    (proposal,) = proposals(everywhere, source, target)
+    found = written(proposal)
+    assert set(found) == {(name, f"{name}.weight") for name in NAMES}
+    wanted = KERNELS[2].astype(np.float64) * scales[2].astype(np.float64).reshape(-1, 1, 1, 1)
+    assert same(found["c", "c.weight"], wanted.transpose(0, 2, 3, 1))
+
+
 def test_matrices_of_dense_layers_belong_to_it():
     source, target = (
         dense(normal(6, 5, seed=1), normal(5, seed=2)),

@@ -133,14 +133,29 @@ def _layers(inside: Inside) -> Iterator[Layer]:
             last = node if bias is None or after is None else after
         shift = None if bias is None else bias.array.astype(np.float64).ravel()
         yield Layer(weights, shift, (item.stored,))
-        norm = pool.norm_behind(inside, last)
-        if norm is None or norm.slots["var"].size != len(weights):
+        behind = _behind(inside, last, len(weights))
+        if behind is None:
             continue
-        scale = norm.scale()
-        product = ((0.0 if shift is None else shift) - norm.slots["mean"]) * scale
-        terms = float(np.max(np.abs(norm.slots["beta"])) + np.max(np.abs(product)))
+        scale, added, centre = behind
+        product = ((0.0 if shift is None else shift) - centre) * scale
+        terms = float(np.max(np.abs(added)) + np.max(np.abs(product)))
         folded = weights * scale.reshape(-1, *[1] * (weights.ndim - 1))
-        yield Layer(folded, norm.slots["beta"] + product, (item.stored,), "folded weights", terms)
+        yield Layer(folded, added + product, (item.stored,), "folded weights", terms)
+
+
+def _behind(inside: Inside, node: Node, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Scale, shift, and what is taken away before the scale, of the BatchNorm behind a layer: one operator, or a product
+    and a sum."""
+    norm = pool.norm_behind(inside, node)
+    if norm is not None:
+        return (norm.scale(), norm.slots["beta"], norm.slots["mean"]) if norm.slots["var"].size == size else None
+    product = _sole_reader(inside, node)
+    scale = None if product is None or kind(product) != "Mul" else _vector(inside, product, size)
+    total = None if product is None or scale is None else _sole_reader(inside, product)
+    shift = None if total is None or kind(total) != "Add" else _vector(inside, total, size)
+    if scale is None or shift is None:
+        return None
+    return np.asarray(scale.array, np.float64).ravel(), np.asarray(shift.array, np.float64).ravel(), np.zeros(size)
 
 
 def _sole_reader(inside: Inside, node: Node) -> Node | None:
