@@ -68,11 +68,17 @@ def recognised(ours: Inside, theirs: Inside, *, rounded: bool = False) -> float:
     """
     known = _by_shape(ours)
     arrays = [pool.raw_of(weights).array for _, weights in _weighted(theirs)]
-    held = 0
-    for mine in arrays:
-        twin = _nearest(mine, known.get(mine.shape, ()))
-        held += twin is not None and (rounded or pool.close(mine, twin.weights) or bool(_fault(mine, twin.weights)))
-    return held / len(arrays) if arrays else 0.0
+
+    def held(mine: np.ndarray) -> bool:
+        near = [
+            layer.weights
+            for layer in known.get(mine.shape, ())
+            if differences.distance(mine, layer.weights)
+            < NEAR  # the next layer of a shape is more than three times as far
+        ]
+        return any(rounded or pool.close(mine, wanted) or bool(_fault(mine, wanted)) for wanted in near)
+
+    return sum(map(held, arrays)) / len(arrays) if arrays else 0.0
 
 
 def _by_shape(inside: Inside) -> dict[tuple[int, ...], list[Layer]]:
