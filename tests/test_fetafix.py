@@ -164,6 +164,9 @@ def test_edits_beyond_the_faults_are_not_minimal():
     assert not result(edits=("a", "b", "c")).minimal
     assert not result(edits=()).minimal
     assert result(edits=("a",)).minimal
+    assert not result(edits=("convert-again at x.tflite",), fewest=49).minimal, (
+        "another conversion is no edit of the file"
+    )
 
 
 def test_only_the_first_suspect_counts_as_the_diagnosis():
@@ -177,14 +180,15 @@ def test_only_the_first_suspect_counts_as_the_diagnosis():
 def test_the_page_shows_both_tables_and_what_failed():
     failed = result(case=BY_ID["resnet-torch-tf"], after=None, edits=(), error="repair: a | b", status="not tried")
     text = page.page([result(), failed], full=False)
-    assert "1 of 2 cases end at 0 % other labels" in text
+    assert "Of the 15 cases 1 end at 0 % other labels" in text
+    assert "1 were run and do not, 13 have no result here" in text
     assert "60 % → 0 %" in text
     assert "5000 → 1.2" in text
     assert "2 (2)" in text
     assert "0 % without edits (49 %)" in text
     assert "462 of the 755" in text
     assert "repair: a \\| b" in text
-    assert "13 of the 15 cases were not run." in text
+    assert "Without a result: `inception-tf-tflite`" in text
     widths = {line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")}
     assert widths == {len(page.COLUMNS) + 1}
 

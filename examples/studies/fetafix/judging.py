@@ -66,8 +66,9 @@ class Result:
 
     @property
     def minimal(self) -> bool:
-        """Whether nothing was changed that did not have to be."""
-        return 0 < len(self.edits) <= self.fewest
+        """Whether the file was mended, not made anew by another conversion, and nothing changed that did not have to be."""
+        anew = any(edit.startswith("convert-again") for edit in self.edits)
+        return not anew and 0 < len(self.edits) <= self.fewest
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
