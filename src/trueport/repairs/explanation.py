@@ -7,6 +7,9 @@ import math
 from trueport.compare.types import Verification
 from trueport.repairs.types import PAIR, Edit, Repair, Status
 
+MOST = 6
+"""Changes that the paragraph tells; all of them stand in the list."""
+
 
 def compose(made: Repair) -> str:
     """One sentence on the outcome with its figures, one per edit, and what could not be done."""
@@ -30,7 +33,9 @@ def compose(made: Repair) -> str:
     else:
         head = f"{name} is nearer to its source after {how} and still not faithful: {fall}."
     stopped = " The search was interrupted." if made.interrupted else ""
-    return " ".join([head, *(_told(edit) for edit in made.edits)]) + stopped
+    more = len(made.edits) - MOST
+    rest = [f"And {_changes(more)} more of the list."] if more > 0 else []
+    return " ".join([head, *(_told(edit) for edit in made.edits[:MOST]), *rest]) + stopped
 
 
 def _told(edit: Edit) -> str:
