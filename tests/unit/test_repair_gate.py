@@ -346,3 +346,14 @@ def test_a_file_is_verified_once_for_each_set(gated, monkeypatch):
         here.badness(here.target)
         here.faithful(here.target)
     assert sorted(asked) == sorted({(here.target.sha256, here.given.sha256), (here.target.sha256, here.unseen.sha256)})
+
+
+def test_a_long_group_is_thinned_out_in_blocks():
+    from trueport.repairs.gate import LONG, _blocks
+
+    short, long = tuple(range(3)), tuple(range(LONG + 9))
+    blocks = _blocks([short, long])
+    assert blocks[:3] == [frozenset({(0, n)}) for n in range(3)]
+    rest = blocks[3:]
+    assert len(rest) == 8
+    assert sorted(place for block in rest for place in block) == [(1, n) for n in range(LONG + 9)]

@@ -32,6 +32,9 @@ FEWEST = 2
 
 FEW = "the data are too few to be halved"
 
+LONG = 64
+"""Edits of one group from which on they are not tried one by one: each trial writes and runs the model."""
+
 FALLS = 0.9
 """Share to which the deviation must fall for an edit to have helped."""
 
@@ -181,13 +184,16 @@ class Gate:
         )
 
     def needed(self, steps: Sequence[tuple[Edit, ...]], whole: Artifact) -> tuple[list[tuple[Edit, ...]], Artifact]:
-        """Drop every edit without which the result is as good, the last ones first; the edits left and their file."""
+        """Drop every edit without which the result is as good, the last ones first; the edits left and their file.
+
+        Of a long group, which one rule proposed for one fault all over the model, whole blocks are dropped or stay.
+        """
         kept, artifact = [tuple(group) for group in steps], whole
         if sum(map(len, kept)) < 2:
             return kept, artifact
-        for place in reversed([(row, column) for row, group in enumerate(kept) for column in range(len(group))]):
+        for places in reversed(_blocks(kept)):
             fewer = [
-                tuple(edit for number, edit in enumerate(group) if (index, number) != place)
+                tuple(edit for number, edit in enumerate(group) if (index, number) not in places)
                 for index, group in enumerate(kept)
             ]
             made = editing.apply(self.session, self.target, [group for group in fewer if group])
@@ -205,3 +211,13 @@ class Gate:
         if self.faithful(whole):
             return self.faithful(fewer)
         return not fell(self.badness(fewer), self.badness(whole))
+
+
+def _blocks(steps: Sequence[tuple[Edit, ...]]) -> list[frozenset[tuple[int, int]]]:
+    """The places (group, number) that are tried to be left out together: one by one, of a long group an eighth at a time."""
+    found: list[frozenset[tuple[int, int]]] = []
+    for row, group in enumerate(steps):
+        places = [(row, column) for column in range(len(group))]
+        size = 1 if len(group) <= LONG else -(-len(group) // 8)
+        found += [frozenset(places[start : start + size]) for start in range(0, len(places), size)]
+    return found
