@@ -832,7 +832,7 @@ def test_the_listed_files_are_all_that_a_patch_needs(env, models, edit, tmp_path
 
 def test_wrong_names_are_told(refused):
     setting = {"kind": "set-parameter", "node": "0:conv", "parameter": "kernel", "array": "k"}
-    assert "no operator '9:conv'" in refused("picture", {**setting, "node": "9:conv"}, k=KERNEL).message
+    assert "no operator '0:convolution'" in refused("picture", {**setting, "node": "0:convolution"}, k=KERNEL).message
     assert "no constant 'kernels'" in refused("picture", {**setting, "parameter": "kernels"}, k=KERNEL).message
     assert "does not read 'w'" in refused("picture", {**setting, "parameter": "w"}, k=KERNEL).message
     assert "array 'k', which was not given" in refused("picture", setting).message

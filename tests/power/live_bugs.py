@@ -99,7 +99,7 @@ def outcome_of(session: Session, bug: Bug, folder: Path) -> tuple[str, str]:
         bug.route, "tflite" if "tf" in bug.route.replace("tf2onnx", "") or "litert" in bug.route else "onnx"
     )
     out = folder / f"{bug.id}-out{'.tflite' if to == 'tflite' else '.onnx' if to == 'onnx' else '.pt2'}"
-    done = api.convert(source, to=to, out=out, route=bug.route, options=bug.options, session=session)
+    done = api.convert(source, to=to, out=out, route=bug.route, options=bug.options, session=session, repair=False)
     attempt = done.attempts[0]
     if attempt.failure is not None:
         return str(attempt.failure.kind), attempt.failure.message
