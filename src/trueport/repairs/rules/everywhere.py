@@ -187,14 +187,14 @@ def _nearest(mine: np.ndarray, layers: Sequence[Layer]) -> Layer | None:
     for distance, place in ranked[1:]:
         other = layers[place]
         if distance < APART * ranked[0][0] and other.names != best.names:
-            same = np.array_equal(other.weights, best.weights) and _equal(other.shift, best.shift)
+            same = pool.close(other.weights, best.weights) and _equal(other.shift, best.shift)
             if not same:
                 return None
     return best
 
 
 def _equal(one: np.ndarray | None, other: np.ndarray | None) -> bool:
-    return one is other or (one is not None and other is not None and np.array_equal(one, other))
+    return one is other or one is None or other is None or pool.close(one, other, float(np.max(np.abs(other))))
 
 
 def _edits(scene: Scene, node: Node, weights: Parameter, twin: Layer, fault: str) -> Iterator[Edit]:
