@@ -20,7 +20,7 @@ from trueport.repairs import explanation
 from trueport.repairs.gate import Gate, fell, split
 from trueport.repairs.search import Search
 from trueport.repairs.tools import NAME as CT
-from trueport.repairs.tools import switch
+from trueport.repairs.tools import Switch, switch
 from trueport.repairs.types import Edit, Repair, Status
 from trueport.session import framework_of
 from trueport.verification import Reference
@@ -87,14 +87,9 @@ def repair(
     if search.over and not faithful:
         search.notes.append("the search stopped when its time or its attempts were used up; give it more of them")
     if tools and not faithful and not interrupted and not search.stranger:
-        try:
-            left = min(tool.SECONDS, max(LEAST, search.deadline - time.monotonic()))
-            way = switch(gate, attempt=attempt, others=others, seconds=left, kindred=search.compared)
-        except KeyboardInterrupt:
-            way, interrupted = "interrupted", True
-        if isinstance(way, str):
-            search.refused[CT] = way
-        else:
+        way = _another_way(gate, search, attempt, others)
+        interrupted = way is None
+        if way is not None and not isinstance(way, str):
             steps, artifact, command, faithful = [(way.edit,)], way.artifact, way.command, True
     if not steps or not (faithful or _better(gate, search, artifact)):
         return _ended(Status.UNREPAIRED, gate, before, started, search=search, interrupted=interrupted)
@@ -122,6 +117,19 @@ def repair(
         out=out,
         command=command,
     )
+
+
+def _another_way(gate: Gate, search: Search, attempt: Attempt | None, others: Sequence[Attempt]) -> Switch | str | None:
+    """Another tool, option or version that is faithful; a text, kept among the reasons, why there is none; None after ^C."""
+    left = min(tool.SECONDS, max(LEAST, search.deadline - time.monotonic()))
+    try:
+        way = switch(gate, attempt=attempt, others=others, seconds=left, kindred=search.compared)
+    except KeyboardInterrupt:
+        search.refused[CT] = "interrupted"
+        return None
+    if isinstance(way, str):
+        search.refused[CT] = way
+    return way
 
 
 def _better(gate: Gate, search: Search, artifact: Artifact) -> bool:
