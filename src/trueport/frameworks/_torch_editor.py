@@ -78,10 +78,6 @@ class Editor:
         item.meta = {**self._context(node), "val": node.meta["val"][index]}
         return item
 
-    def is_value(self, name: str) -> bool:
-        """Whether a value, an input or a constant has that name."""
-        return name in self._values
-
     def label(self, node: Any) -> str:
         """The name that `graph` gives a value."""
         source, index = self.program.aliases.get(node, (node, None))
