@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trueport.feeds.arrange import from_arrays
 from trueport.feeds.arrays import peek
-from trueport.feeds.generate import generate, has_free_integers
+from trueport.feeds.generate import continued, generate, has_free_integers
 from trueport.feeds.jitter import jitter
 from trueport.feeds.labels import load_labels
 from trueport.feeds.load import load
@@ -16,6 +16,7 @@ from trueport.feeds.types import Case, Feeds
 __all__ = [
     "Case",
     "Feeds",
+    "continued",
     "first_picture",
     "from_arrays",
     "generate",
