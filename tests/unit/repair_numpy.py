@@ -91,6 +91,8 @@ OPS = {
     "Div": np.divide,
     "Elu": lambda x, alpha=1.0: np.where(x > 0, x, alpha * (np.exp(x) - 1)),
     "Exp": np.exp,
+    "Flip": lambda x, axis: np.flip(x, axis),
+    "Gather": lambda x, places, axis: np.take(x, np.asarray(places, int), axis),
     "GridSample": lambda x: 3 * x + 1,  # of no kind that is translated, whatever it computes
     "Greater": lambda a, b: a > b,
     "Identity": lambda x: x,
@@ -111,6 +113,7 @@ OPS = {
     "ReduceSum": _reduced(np.sum),
     "Relu": lambda x: np.maximum(x, 0),
     "Reshape": _reshape,
+    "Rescaling": lambda x, scale, offset: x * np.array(scale) + np.array(offset),
     "Shape": lambda x: np.array(x.shape, np.float32),
     "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "Slice": _slice,

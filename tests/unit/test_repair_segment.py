@@ -20,12 +20,13 @@ POSITIVE = ("Sqrt", "Pow")
 WINDOW = {"kernel_shape": [2, 2], "strides": [2, 2]}
 OPERATORS = [
     ("Abs",), ("Add", normal(4)), ("Clip", {"min": -0.2, "max": 0.3}), ("Div", 2 + np.abs(normal(4))), ("Elu", {"alpha": 0.4}),
-    ("Exp",), ("LayerNormalization", normal(4), normal(4, seed=1), {"axis": -1, "epsilon": 1e-3}),
+    ("Exp",), ("Flip", {"axis": -1}), ("Flip", {"axis": (1, 2)}), ("LayerNormalization", normal(4), normal(4, seed=1), {"axis": -1, "epsilon": 1e-3}),
     ("LeakyRelu", {"alpha": 0.25}), ("LogSoftmax", {"axis": 2}), ("Max", normal(8, 1)), ("Min", normal(6, 1, 1)),
     ("Mul", normal(8, 4)), ("Neg",), ("Pad", {"pads": [0, 1, 2, 0, 0, 0, 1, 0], "mode": "constant"}),
     ("Pow", np.float32(1.5)), ("Reciprocal",), ("ReduceMax", {"axes": [3], "keepdims": 1}),
     ("ReduceMean", {"axes": [1, 2], "keepdims": 1}), ("ReduceMean", {"axes": [1], "keepdims": 0}),
-    ("ReduceSum", {"axes": [1, 3], "keepdims": 0}), ("Relu",), ("Reshape", np.array([1, 12, 4, 4])), ("Sigmoid",),
+    ("ReduceSum", {"axes": [1, 3], "keepdims": 0}), ("Relu",),
+    ("Rescaling", {"scale": [1.0, 2.0, 0.5, 3.0], "offset": [0.1, -1.0, 2.0, 0.0]}), ("Rescaling", {"scale": 0.5, "offset": -1.0}), ("Reshape", np.array([1, 12, 4, 4])), ("Sigmoid",),
     ("Softmax", {"axis": -1}), ("Softplus",), ("Sqrt",), ("Square",), ("Sub", normal(4)), ("Tanh",),
     ("Transpose", {"perm": [0, 2, 1, 3]}), ("Unsqueeze", {"axes": [2]}),
     ("BatchNormalization", np.abs(normal(4)) + 1, normal(4, seed=2), normal(4, seed=3), np.abs(normal(4, seed=4)) + 0.5,
@@ -138,6 +139,20 @@ def test_a_source_that_computes_it_by_many_operators_is_not_written_out():
     target = chain("onnx", "Softplus")
     shown = scene(source, target, X, at="y0", twin="y13", region=["n_y0"], source_region=["n_y13"])
     assert "by 14 operators, too many" in segment.propose(shown)
+
+
+def test_a_flip_of_the_input_is_not_taken_for_the_input():
+    """Both hold the same elements, so they are one class to the alignment."""
+    source = chain(
+        "keras", ("Flip", {"axis": -1}), ("Rescaling", {"scale": 2.0, "offset": [-1.0, 0.5, 2.0, 0.1]}), "Tanh"
+    )
+    target = chain("onnx", ("Mul", np.float32(0.5)), ("Add", normal(4, 1, 1)), "Tanh")
+    best, shown = region(
+        source, target, perm=(0, 3, 1, 2), at="y1", twin="y1", relation=Relation((2, 0, 1)), kind="struct",
+        region=["n_y0", "n_y1"], source_region=["n_y1"],
+    )  # fmt: skip
+    assert [node["op"] for node in best.edits[0].change["nodes"]] == ["Gather", "Mul", "Add"]
+    assert mended(shown, target, best)
 
 
 def test_a_missing_operator_of_some_readers_is_no_segment():

@@ -30,6 +30,8 @@ _KINDS: Mapping[str, str] = {
     "REVERSE_V2": "Flip",
     "RSQRT": "Rsqrt",
     "RealDiv": "Div",
+    "Reverse": "Flip",
+    "ReverseV2": "Flip",
     "Relu6": "Clip",
     "ReluN1To1": "Clip",
     "SQUARE": "Square",

@@ -54,7 +54,7 @@ def floor_division(writer: Writer, node: Node) -> Written:
     divisor = _second(writer, node)
     if divisor is None:
         raise Untranslatable(f"the divisor of the source's {kind(node)} is not known")
-    return _floored(writer, _first(writer, node), divisor)
+    return _floored(writer, first(writer, node), divisor)
 
 
 def shift(writer: Writer, node: Node) -> Written:
@@ -62,12 +62,12 @@ def shift(writer: Writer, node: Node) -> Written:
     places = _second(writer, node)
     if places is None or (np.asarray(places) < 0).any() or (np.asarray(places) > 62).any():
         raise Untranslatable(f"the places of the source's {kind(node)} are not known")
-    return _floored(writer, _first(writer, node), 2 ** np.asarray(places, np.int64))
+    return _floored(writer, first(writer, node), 2 ** np.asarray(places, np.int64))
 
 
 def softplus(writer: Writer, node: Node) -> Written:
     """Softplus(beta x) / beta, and x itself where beta x is above the threshold, if that can be seen."""
-    data, given = _first(writer, node), typed(writer.source, node)
+    data, given = first(writer, node), typed(writer.source, node)
     beta, threshold = float(given.get("beta", 1.0)), given.get("threshold")
     scaled = data.name if beta == 1.0 else writer.write("Mul", [data.name, writer.array(beta)])
     result = writer.write("Softplus", [scaled])
@@ -81,7 +81,7 @@ def softplus(writer: Writer, node: Node) -> Written:
 
 def cast(writer: Writer, node: Node) -> Written:
     """Nothing is written for another width; truth values are another kind of value, and only they choose."""
-    data = _first(writer, node)
+    data = first(writer, node)
     if str(typed(writer.source, node).get("to")) != "bool":
         return Written(data.name, data.order, data.at)
     to = ONNX_BOOL if writer.format == "onnx" else "bool"
@@ -118,7 +118,8 @@ def _named(writer: Writer, data: Placed) -> str:
     return next((name for name, placed in writer.places.items() if placed is data), "")
 
 
-def _first(writer: Writer, node: Node) -> Placed:
+def first(writer: Writer, node: Node) -> Placed:
+    """The first operand of an operator of the source, which has to be computed. Raises Untranslatable."""
     if not node.inputs or node.inputs[0] not in writer.source.dynamic:
         raise Untranslatable(f"the first operand of the source's {kind(node)} is not computed")
     return writer.value(node.inputs[0])

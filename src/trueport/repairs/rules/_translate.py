@@ -12,7 +12,7 @@ from trueport.diagnosis import pool
 from trueport.diagnosis.attributes import listed, typed
 from trueport.diagnosis.operators import activation, kind, number
 from trueport.graph import Node
-from trueport.repairs.rules import _exact
+from trueport.repairs.rules import _exact, _moves
 from trueport.repairs.rules._exact import Written
 from trueport.repairs.rules._writer import Order, Placed, Untranslatable, Writer, identity
 
@@ -317,70 +317,17 @@ def _pool(operator: str) -> Callable[[Writer, Node], Written]:
     return rule
 
 
-def _pad(writer: Writer, node: Node) -> Written:
-    data, given = _data(writer, node), typed(writer.source, node)
-    pads, rank = listed(given.get("pads")), len(data.shape)
-    if data.order is None or pads is None or len(pads) != 2 * rank:
-        raise Untranslatable("the widths of the source's Pad are not known")
-    own = [pads[axis] for axis in data.order] + [pads[rank + axis] for axis in data.order]
-    attributes: dict[str, Any] = {"pads": own, "mode": str(given.get("mode", "constant"))}
-    if attributes["mode"] == "constant" and given.get("value"):
-        attributes["value"] = float(given["value"])
-    return Written(writer.write("Pad", [data.name], **attributes), data.order)
-
-
-def _concat(writer: Writer, node: Node) -> Written:
-    parts = [writer.value(name) for name in node.inputs if name in writer.source.dynamic]
-    constants = [writer.source.array(name) for name in node.inputs if name and name not in writer.source.dynamic]
-    if not parts or any(array is None or array.ndim for array in constants):  # a scalar is the axis
-        raise Untranslatable("the source joins constants")
-    order = parts[0].order if parts[0].order is not None else identity(len(parts[0].shape))
-    axis = typed(writer.source, node).get("axis")
-    if not isinstance(axis, int):
-        raise Untranslatable("the axis of the source's Concat is not known")
-    return Written(
-        writer.write("Concat", [writer.arranged(part, order) for part in parts], axis=order.index(axis % len(order))),
-        order,
-    )
-
-
-def _slice(writer: Writer, node: Node) -> Written:
-    data, window = _data(writer, node), typed(writer.source, node).get("window")
-    after = writer.source.shape(node.outputs[0])
-    if data.order is None or window is None or after is None or len(after) != len(data.shape):
-        raise Untranslatable("the window of the source's Slice is not known")
-    axes = sorted(window)
-    spans = [[int(window[axis][place]) for axis in axes] for place in range(3)]
-    own = [data.order.index(int(axis)) for axis in axes]
-    inputs = [writer.array(item, np.int64) for item in (spans[0], spans[1], own, spans[2])]
-    return Written(writer.write("Slice", [data.name, *inputs]), data.order)
-
-
-def _transpose(writer: Writer, node: Node) -> Written:
-    """Nothing is written: the axes of the result are others."""
+def _mul(writer: Writer, node: Node) -> Written:
+    """A product; Keras' Rescaling is a product and a sum, each with one number or one a channel."""
+    if node.op != "Rescaling":
+        return _binary("Mul")(writer, node)
     data = _data(writer, node)
-    perm = listed(node.attributes.get("perm", node.attributes.get("dims")))
-    rank = len(data.shape)
-    if perm is None and writer.source.format == "onnx":
-        perm = list(range(rank))[::-1]
-    if perm is not None and len(perm) == rank - 1:  # Keras' Permute counts without the batch, from 1
-        perm = [0, *perm]
-    if data.order is None or perm is None or sorted(perm) != list(range(rank)):
-        raise Untranslatable("the order of the source's Transpose is not known")
-    return Written(data.name, tuple(perm.index(axis) for axis in data.order))
-
-
-def _reshape(writer: Writer, node: Node) -> Written:
-    data, after = _data(writer, node), writer.source.shape(node.outputs[0])
-    if after is None or math.prod(after) != math.prod(data.shape):
-        raise Untranslatable("the shape of the source's Reshape is not known")
-    if after == data.shape:
-        return Written(data.name, data.order, data.at)
-    if data.order is None and data.at is not None:
-        return Written(data.name, None, data.at)
-    name = writer.arranged(data, identity(len(data.shape)))
-    wanted = [-1 if axis == 0 and data.shape and after[0] == data.shape[0] else size for axis, size in enumerate(after)]
-    return Written(writer.write("Reshape", [name, writer.array(wanted, np.int64)]), identity(len(after)))
+    scale, offset = (node.attributes.get(name) for name in ("scale", "offset"))
+    if data.order is None or scale is None or offset is None:
+        raise Untranslatable("the numbers of the source's Rescaling are not known")
+    scaled = writer.write("Mul", [data.name, writer.constant(np.array(scale, np.float32), data, data.order)])
+    shift = writer.constant(np.array(offset, np.float32), data, data.order)
+    return Written(writer.write("Add", [scaled, shift]), data.order)
 
 
 def _conv(writer: Writer, node: Node) -> Written:
@@ -453,12 +400,12 @@ TABLE: Mapping[str, Callable[[Writer, Node], Written]] = {
         "Sign", "Sin", "Softsign", "Sqrt", "Swish", "Tanh")},
     **{name: _plain(name, "alpha") for name in ("Celu", "Elu", "LeakyRelu", "ThresholdedRelu")},
     **_exact.RULES,
-    **{name: _binary(name) for name in ("Add", "Greater", "Less", "Max", "Min", "Mul", "Pow", "Sub")},
+    **_moves.RULES,
+    **{name: _binary(name) for name in ("Add", "Greater", "Less", "Max", "Min", "Pow", "Sub")},
     **{name: _reduce(name) for name in ("ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum")},
     "AveragePool": _pool("AveragePool"),
     "BatchNormalization": _batch_normalization,
     "Clip": _plain("Clip", "min", "max"),
-    "Concat": _concat,
     "Conv": _conv,
     "DequantizeLinear": _identity,
     "Div": _exact.division(_binary("Div")),
@@ -472,20 +419,15 @@ TABLE: Mapping[str, Callable[[Writer, Node], Written]] = {
     "LpNormalization": _along("LpNormalization", "p"),
     "MatMul": _matmul,
     "MaxPool": _pool("MaxPool"),
+    "Mul": _mul,
     "PRelu": _binary("PRelu"),
-    "Pad": _pad,
     "QuantizeLinear": _identity,
-    "Reshape": _reshape,
     "Rsqrt": _rsqrt,
     "Selu": _plain("Selu", "alpha", "gamma"),
-    "Slice": _slice,
     "Softmax": _along("Softmax"),
     "Square": _square,
     "SquaredDifference": _squared_difference,
-    "Squeeze": _reshape,
     "Sum": _binary("Add"),
-    "Transpose": _transpose,
     "Where": _where,
-    "Unsqueeze": _reshape,
 }  # fmt: skip
 """Kind of an operator of the source -> how it is written."""

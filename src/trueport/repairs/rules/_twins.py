@@ -93,18 +93,27 @@ class Twins:
 
     def known(self, *, below: bool = False) -> set[str]:
         """The source values that the target has already, and those equal to them in the same sizes."""
-        found: dict[str, set[tuple[int, ...]]] = {}
+        found: dict[str, dict[tuple[int, ...], str]] = {}
         for head, names in self.by_class.items():
-            usable = [name for name in names if below or name not in self.below]
-            shapes = {self.ours.infos[self.of_file[name].source].shape for name in usable}
-            if shapes:
-                found[head] = shapes
+            usable = [self.of_file[name].source for name in names if below or name not in self.below]
+            found[head] = {self.ours.infos[source].shape: source for source in usable}
         alike = {**dict.fromkeys(self.scene.pair.ours.infos), **self.scene.alignment.alike}
-        return {
-            name
-            for name in alike
-            if (info := self.ours.infos.get(name)) is not None and info.shape in found.get(self.head(name), ())
-        }
+        held = {}
+        for name in alike:
+            info = self.ours.infos.get(name)
+            twin = None if info is None else found.get(self.head(name), {}).get(info.shape)
+            if twin is not None:
+                held[name] = twin
+        return {name for name, twin in held.items() if self._as(name, twin) or self.find(name, below=below) is not None}
+
+    def _as(self, name: str, twin: str) -> bool:
+        """Whether two source values of a class have their elements in the same places: a flip of a value is in its class."""
+        ours, other = self.ours.values.get(name), self.ours.values.get(twin)
+        if name == twin or ours is None or other is None:
+            return True
+        in_place = Relation(identity(sum(size != 1 for size in ours.shape[1:])))
+        gap = relations.error(ours, np.asarray(other), in_place, self.ours.infos[name].unit)
+        return bool(gap <= GROWTH * self.scene.pair.tolerance)
 
     def find(self, source: str, *, below: bool = False) -> Placed | None:
         """A value of the source as the target has it; those first whose layout is known."""
