@@ -17,6 +17,9 @@ HEAD = 64 * 1024
 
 CORE_ML = (".mlmodel", ".mlpackage")
 
+WEIGHTS = {".xml": ".bin"}
+"""Suffix of a model's file -> suffix of the file of the same name that holds its weights (OpenVINO)."""
+
 PICKLES = tuple(bytes((0x80, protocol)) for protocol in (2, 3, 4, 5))
 """How a pickle begins, by its protocol."""
 
@@ -159,18 +162,28 @@ def _what_else(head: bytes, path: Path) -> str:
     return f" ({offered()}); if it is one, say so with --source-format or --target-format"
 
 
+def weights_of(path: Path) -> Path | None:
+    """The file with a model's weights where the format always has them in a second one of the same name; it is part of the model."""
+    return path.with_suffix(WEIGHTS[path.suffix]) if path.suffix in WEIGHTS else None
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        weights = weights_of(path)
+        return [path] if weights is None or not weights.is_file() else [path, weights]
+    return sorted(item for item in path.rglob("*") if item.is_file())
+
+
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    files = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]
-    return sum(file.stat().st_size for file in files)
+    """Bytes of a file with its weights, or of all files in a folder."""
+    return sum(file.stat().st_size for file in _files(path))
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's sorted relative names and contents."""
+    """SHA-256 of a file with its weights, or of a folder's sorted relative names and contents."""
     total = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
-    for file in files:
-        if file != path:
+    for file in _files(path):
+        if path.is_dir():
             total.update(str(file.relative_to(path)).encode() + b"\0")
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from trueport.artifact import sniff
+from trueport.artifact import WEIGHTS, sniff, weights_of
 from trueport.errors import UsageError
 
 
@@ -33,6 +33,8 @@ def check_model(out: Path, source: Path, format: str, *, folder: bool) -> None:
         raise UsageError(f"{out} is a folder; give the name of the file that shall be written")
     if folder and out.is_file():
         raise UsageError(f"{out} is a file, and a {format} is a folder; give another place with -o")
+    if format == "openvino" and out.suffix not in WEIGHTS:
+        raise UsageError(f"{out} is no name for an OpenVINO model, which is read from NAME.xml with NAME.bin beside it")
     if out.is_dir() and any(out.iterdir()) and not _is_model(out, format):
         raise UsageError(f"{out} is a folder with other things in it, which would be replaced; give a new name with -o")
     _check_parent(out)
@@ -106,13 +108,14 @@ def model(made: Path, out: Path) -> None:
             return
         shutil.copyfile(made, partial)
         sides = [side for side in made.parent.iterdir() if side != made and side.is_file()]
-        sides = [side for side in sides if not _same(side, out.parent / side.name)]
-        for side in sides:
-            _check_side(out, out.parent / side.name)
-        if sides:
+        places = {side: weights_of(out) if side == weights_of(made) else out.parent / side.name for side in sides}
+        places = {side: there for side, there in places.items() if there is not None and not _same(side, there)}
+        for there in places.values():
+            _check_side(out, there)
+        if places:
             out.unlink(missing_ok=True)
-        for side in sides:
-            _replace_copy(side, out.parent / side.name)
+        for side, there in places.items():
+            _replace_copy(side, there)
         partial.replace(out)
     except OSError as error:
         raise UsageError(
@@ -129,7 +132,8 @@ def _same(side: Path, there: Path) -> bool:
 
 def _check_side(out: Path, there: Path) -> None:
     """Make sure that external weights replace only those of an earlier model at `out`. Raises UsageError."""
-    if there.exists() and not there.name.startswith(out.name):
+    own = there == weights_of(out) and out.is_file()
+    if there.exists() and not own and not there.name.startswith(out.name):
         raise UsageError(
             f"{there} is in the way: the model for {out} has weights in a file of that name, and this one may be another "
             f"model's; give a place in another folder with -o"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from trueport.converters import (
+    coreml,
     keras_export,
     litert_torch,
     onnx2tf,
     onnx2torch,
     onnx_passes,
+    openvino,
     tf2onnx,
     tflite_converter,
     torch_onnx,
@@ -22,6 +24,9 @@ CONVERTERS = {
     "litert_torch": litert_torch,
     "onnx2torch": onnx2torch,
     "onnx2tf": onnx2tf,
+    "onnx_keras": onnx_keras,
     "onnx_passes": onnx_passes,
+    "openvino": openvino,
+    "coreml": coreml,
     "fake": fake,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trueport.frameworks import fake, keras, onnx, tensorflow, tflite, torch
+from trueport.frameworks import fake, keras, onnx, openvino, tensorflow, tflite, torch
 
 FRAMEWORKS = {
     "fake": fake,
@@ -11,5 +11,6 @@ FRAMEWORKS = {
     "keras": keras,
     "tensorflow": tensorflow,
     "tflite": tflite,
+    "openvino": openvino,
 }
 """Order matters where two could claim one file: the earlier is asked first."""

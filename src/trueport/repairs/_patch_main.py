@@ -42,11 +42,13 @@ class Refused(Exception):
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's sorted relative names and contents."""
+    """SHA-256 of a file with its weights (NAME.bin beside NAME.xml), or of a folder's sorted relative names and contents."""
     total = hashlib.sha256()
     files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+    if path.suffix == ".xml" and path.is_file() and path.with_suffix(".bin").is_file():
+        files.append(path.with_suffix(".bin"))
     for file in files:
-        if file != path:
+        if path.is_dir():
             total.update(str(file.relative_to(path)).encode() + b"\0")
         with file.open("rb") as stream:
             for block in iter(lambda: stream.read(1 << 20), b""):
@@ -158,10 +160,13 @@ def _written(
 def _moved(made: Path, out: Path) -> None:
     """Files beside the model are weights that it refers to by name: they go first, and replace no other file."""
     sides = [side for side in made.parent.iterdir() if side != made]
+    places = {}
     for side in sides:
-        there = out.parent / side.name
+        named = made.suffix == ".xml" and side == made.with_suffix(".bin")  # such weights go by the model's own name
+        there = out.with_suffix(".bin") if named else out.parent / side.name
+        places[side] = there
         if there.exists() and digest(there) != digest(side):
             raise Refused(f"{there} is in the way: the result has weights in a file of that name; give another folder")
-    for side in sides:
-        side.replace(out.parent / side.name)
+    for side, there in places.items():
+        side.replace(there)
     made.replace(out)
