@@ -8,6 +8,7 @@ from trueport.converters import (
     litert_torch,
     onnx2tf,
     onnx2torch,
+    onnx_keras,
     onnx_passes,
     openvino,
     tf2onnx,
