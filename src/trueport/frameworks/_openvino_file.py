@@ -8,7 +8,6 @@ weights) is the constant itself: the `Convert` behind it is left out.
 from __future__ import annotations
 
 import functools
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,7 +161,7 @@ def _output_names(model: Any, results: Any) -> list[str]:
 
 def _any_name(output: Any) -> str:
     names = sorted(output.get_names())
-    return names[0] if names else ""
+    return str(names[0]) if names else ""
 
 
 def dtype_of(output: Any) -> str:
@@ -222,7 +221,8 @@ def opened(path: str) -> Opened:
 def _stamp(path: str) -> tuple[int, ...]:
     weights = Path(path).with_suffix(".bin")
     files = [Path(path), *([weights] if weights.is_file() else [])]
-    return tuple(number for file in files for number in (os.stat(file).st_mtime_ns, os.stat(file).st_size))
+    facts = [file.stat() for file in files]
+    return tuple(number for fact in facts for number in (fact.st_mtime_ns, fact.st_size))
 
 
 @functools.lru_cache(maxsize=2)
@@ -325,5 +325,5 @@ def _precision(operators: Counter[str], weights: Counter[str]) -> str:
 def _info(model: Any, name: str) -> str:
     try:
         return str(model.get_rt_info([name]).astype(str)) if model.has_rt_info([name]) else ""
-    except Exception:
+    except (RuntimeError, TypeError):
         return ""

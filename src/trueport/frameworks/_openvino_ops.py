@@ -169,7 +169,7 @@ def raw(node: Any) -> dict[str, Any]:
     """The attributes as OpenVINO has them; none for operators that keep a graph inside."""
     try:
         return dict(node.get_attributes())
-    except Exception:
+    except (RuntimeError, TypeError):
         return {}
 
 
@@ -367,6 +367,6 @@ def _bodies(node: Any) -> Sequence[Any]:
             if node.get_type_name() == "If":
                 return [node.get_function(0), node.get_function(1)]
             return [getattr(node, name)()]
-        except Exception:
+        except (AttributeError, RuntimeError, TypeError):
             continue
     return []

@@ -69,7 +69,7 @@ class Runner:
 def _refused(error: Exception, one: Arrays) -> Exception:
     """What OpenVINO says to shapes that do not fit is the caller's mistake; all else is its own failure."""
     said = str(error)
-    if "is not compatible with" in said or "shape" in said.lower() and "input tensor" in said.lower():
+    if "is not compatible with" in said or ("shape" in said.lower() and "input tensor" in said.lower()):
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in one.items())
         return ValueError(f"the model does not take inputs of these shapes: {shapes} ({reason(error)})")
     return RuntimeError(f"OpenVINO could not run the model: {reason(error)}")
@@ -183,7 +183,7 @@ def _costs(one: Opened, inputs: Arrays, names: Sequence[str], runs: int) -> dict
     model = read(one.path)
     try:
         model.reshape({place: list(inputs[name].shape[1:]) for place, name in enumerate(one.input_names)})
-    except Exception:
+    except RuntimeError:
         return dict.fromkeys(names)
     values = Opened(model, one.path).values
     found: dict[str, int | None] = {}
@@ -350,7 +350,7 @@ def _put_in(one: Opened, given: Arrays) -> list[tuple[str, Any]]:
         if node.get_type_name() not in ("Parameter", "Constant"):
             try:
                 node.validate_and_infer_types()
-            except Exception:  # outside the part that is wanted, shapes need not fit
+            except RuntimeError:  # outside the part that is wanted, shapes need not fit
                 continue
     return fed
 
