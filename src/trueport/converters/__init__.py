@@ -14,6 +14,7 @@ from trueport.converters import (
     tf2onnx,
     tflite_converter,
     torch_onnx,
+    tvm,
 )
 from trueport.frameworks import fake
 
@@ -29,5 +30,6 @@ CONVERTERS = {
     "onnx_passes": onnx_passes,
     "openvino": openvino,
     "coreml": coreml,
+    "tvm": tvm,
     "fake": fake,
 }

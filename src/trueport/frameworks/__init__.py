@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from trueport.frameworks import fake, keras, onnx, openvino, tensorflow, tflite, torch
+from trueport.frameworks import fake, keras, onnx, openvino, tensorflow, tflite, torch, tvm
 
 FRAMEWORKS = {
     "fake": fake,
     "onnx": onnx,
+    "tvm": tvm,
     "torch": torch,
     "keras": keras,
     "tensorflow": tensorflow,
