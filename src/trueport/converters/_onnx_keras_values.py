@@ -65,7 +65,12 @@ class Node:
 
 @dataclass
 class Graph:
-    """What has been translated so far. `fixed`: constants that went into the model as they are."""
+    """What has been translated so far.
+
+    constants: a size that is open is None in them. uses: how often each value is read; readers: its last reader.
+    fixed: constants that went into the model as they are. taken: names of layers. spread: constants all of whose
+    elements are the same, which hold one of them where ONNX has as many as an open size says.
+    """
 
     keras: Any
     opset: int
@@ -76,6 +81,7 @@ class Graph:
     inputs: list[str] = field(default_factory=list)
     fixed: set[str] = field(default_factory=set)
     taken: set[str] = field(default_factory=set)
+    spread: set[str] = field(default_factory=set)
 
     def fresh(self, name: str) -> str:
         """A name that Keras accepts and no other layer has, close to the given one."""

@@ -41,8 +41,10 @@ HANDLERS: Mapping[str, Any] = {
 }
 """ONNX operator -> function(graph, node) that sets the node's results."""
 
-_BROADCAST = frozenset({"LSTM", "GRU", "RNN", "Add", "Sub", "Mul", "Div", "Where"})
+_SPREADS_ITSELF = frozenset({"LSTM", "GRU", "RNN", "Add", "Sub", "Mul", "Div", "Where"})
 """Readers that take one element along an open size for all of them."""
+_KEEP_SPREAD = frozenset({"Slice", "Squeeze", "Unsqueeze", "Transpose", "Cast", "Identity", "Split", "Concat"})
+"""What may be done to a constant whose elements are all the same, while one stands for those along an open size."""
 
 
 def convert(step: str, source: str, out: str, options: Mapping[str, Any], context: ConvertContext) -> ConvertReply:
@@ -100,11 +102,16 @@ def _translate(graph: Graph, node: Node) -> None:
         return
     if node.outputs[0] in graph.values or node.outputs[0] in graph.constants:
         return  # an earlier handler took it in (the bias behind a matrix product)
+    spread = any(name in graph.spread for name in node.inputs)
     if node.op == "Shape" or all(name in graph.constants for name in node.inputs if name):
-        found = _fold(graph, node)
-        if found is not None:
-            graph.constants.update(zip(node.outputs, found))
-            return
+        mixed = node.op == "Concat" and not all(name in graph.spread for name in node.inputs)
+        if spread and (mixed or node.op not in _KEEP_SPREAD):
+            raise Unsupported(f"{node.op} '{node.name}' computes with a constant that is spread over an open size")
+        graph.constants.update(zip(node.outputs, (_sizes(array) for array in _fold(graph, node))))
+        graph.spread.update(node.outputs if spread else ())
+        return
+    if spread and node.op not in _SPREADS_ITSELF:
+        raise Unsupported(f"{node.op} '{node.name}' reads a constant that is spread over an open size")
     handler = HANDLERS.get(node.op)
     if handler is None:
         raise Unsupported(f"there is no Keras layer for the operator {node.op} (node '{node.name}')")
@@ -127,8 +134,13 @@ def _constant(node: Node) -> np.ndarray:
     raise Unsupported(f"constant '{node.outputs[0]}' holds neither numbers nor an array")
 
 
-def _fold(graph: Graph, node: Node) -> Sequence[np.ndarray] | None:
-    """Values of a node that needs no input: sizes are numbers, or None where one is open. None: it cannot be folded."""
+def _sizes(array: np.ndarray) -> np.ndarray:
+    """Sizes as whole numbers when none of them is open any more."""
+    return array.astype(np.int64) if array.dtype == object and None not in array.ravel().tolist() else array
+
+
+def _fold(graph: Graph, node: Node) -> Sequence[np.ndarray]:
+    """Values of a node that needs no input: sizes are numbers, or None where one is open."""
     if node.op == "Shape":
         value = graph.values.get(node.inputs[0])
         shape = graph.constants[node.inputs[0]].shape if value is None else value.shape
@@ -171,6 +183,8 @@ def _fold_sizes(graph: Graph, node: Node, given: Sequence[np.ndarray | None]) ->
         return [first[start:end:step]]
     if node.op == "Concat":
         return [np.concatenate([np.asarray(array, dtype=object) for array in given])]
+    if node.op in ("Max", "Min") and all(np.array_equal(np.asarray(array), first) for array in given):
+        return [first]
     if node.op in ("Unsqueeze", "Reshape"):
         return [first.reshape(1 if first.ndim == 0 else first.shape)]
     if node.op == "Squeeze":
@@ -181,18 +195,16 @@ def _fold_sizes(graph: Graph, node: Node, given: Sequence[np.ndarray | None]) ->
 
 
 def _one_for_all(graph: Graph, node: Node, given: Sequence[np.ndarray | None]) -> np.ndarray:
-    """A constant spread over an open size: one element stands for all, where the reader spreads it itself."""
+    """A constant spread over an open size: one element stands for all, because all are the same."""
     from onnx import numpy_helper
 
-    reader = graph.readers.get(node.outputs[0])
     target = given[0] if node.op == "ConstantOfShape" else given[1]
-    if reader is None or reader.op_type not in _BROADCAST or target is None:
-        raise Unsupported(
-            f"{node.op} spreads a constant over an open size; convert a model whose input sizes are fixed"
-        )
-    sizes = [1 if size is None else int(size) for size in np.ravel(target)]
+    sizes = [1 if size is None else int(size) for size in np.ravel(np.asarray(target))]
+    graph.spread.update(node.outputs)
     if node.op == "Expand":
         array = np.asarray(given[0])
+        if np.any(array != array.flat[0]):
+            raise Unsupported("Expand spreads different numbers over an open size; convert a model with fixed sizes")
         return np.broadcast_to(array, np.broadcast_shapes(array.shape, tuple(sizes)))
     value = node.attributes.get("value")
     fill = np.zeros(1, dtype=np.float32) if value is None else numpy_helper.to_array(value)
