@@ -157,7 +157,8 @@ def record_shapes(change: Change) -> None:
         found = run_on_zeros(edit.content(), {}, kernels=(OPTIMISED,))
     written = sorted({int(index) for item in graph.operators for index in item.outputs})
     written = [index for index in written if found[index] is not None]
-    other = [index for index in written if edit.shape(graph.tensors[index]) != found[index]]
+    by_values = not any(any(edit.free(graph.tensors[int(index)])) for index in graph.inputs)
+    other = [index for index in written if not _recorded(edit, graph.tensors[index], found[index], by_values)]
     if any(index < change.tensors for index in other) and not change.resized:
         before = run_on_zeros(change.before, {})
         other = [index for index in other if index >= change.tensors or before[index] != found[index]]
@@ -180,6 +181,14 @@ def record_shapes(change: Change) -> None:
         tensor.shape, tensor.hasRank = now, True
         follows = [-1 if one != two else one for one, two in zip(now, then)]
         tensor.shapeSignature = follows if -1 in follows else None
+
+
+def _recorded(edit: Editor, tensor: Any, found: list[int] | None, by_values: bool) -> bool:
+    """Whether a tensor's recorded shape says what was found; a size that `by_values` only values decide is left free."""
+    shape = edit.shape(tensor)
+    if not by_values or found is None or len(shape) != len(found):
+        return shape == found
+    return all(one == two or free for one, two, free in zip(shape, found, edit.free(tensor)))
 
 
 def _runs(content: bytes) -> bool:

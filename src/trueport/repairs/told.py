@@ -1,8 +1,9 @@
 """What can be changed where no value inside can be compared: an output has another shape, or the runtime refuses an operator.
 
 Rewrites: an output whose axes are in another order is transposed (`insert`); any other is computed by the source's own
-operators (`recompute`), and where its operator gives a count beside it, it is cut there (`insert`); an operator that the
-runtime refuses is written in steps that it takes (`recompute`). Tried against the verdict itself, since there is no place
+operators (`recompute`), where its operator gives a count beside it, it is cut there (`insert`), and a non-maximum
+suppression is written out (`recompute`); an operator that the runtime refuses is written in steps that it takes
+(`recompute`). Tried against the verdict itself, since there is no place
 to look at.
 """
 
@@ -24,6 +25,7 @@ from trueport.diagnosis.region import Inside
 from trueport.frameworks._base import EditDict
 from trueport.graph import Graph, Node
 from trueport.outcome import Failure, Stage
+from trueport.repairs.rules import suppression
 from trueport.repairs.rules._translate import translate
 from trueport.repairs.rules._writer import Placed, Untranslatable, Writer, identity, recomputed
 from trueport.repairs.types import Edit, Proposal
@@ -49,6 +51,9 @@ def of_shape(pair: Pair, healed: Alignment, verification: Verification) -> list[
         ours, theirs = ([int(size) for size in re.findall(r"\d+", text)] for text in shapes.groups())
         found += _turned(pair, target, ours, theirs)
         found += _cut(pair, target, ours, theirs)
+        above = pair.target.graph.upward([target])
+        picked = suppression.of_nodes(pair, [node for node in pair.target.graph.nodes if {*node.outputs} & {*above}])
+        found += [] if isinstance(picked, str) else picked
         found += _anew(pair, healed, source, target)
     return found or "every output has the source's shape"
 

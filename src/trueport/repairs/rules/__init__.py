@@ -24,6 +24,7 @@ from trueport.repairs.rules import (
     scalars,
     segment,
     structure,
+    suppression,
 )
 from trueport.repairs.scene import Scene
 from trueport.repairs.types import Proposal
@@ -49,6 +50,7 @@ RULES: tuple[Rule, ...] = (
     attributes,
     gates,
     layout,
+    suppression,
     structure,
     inputs,
     runtime,
