@@ -15,6 +15,7 @@ LAYERS = (
     ("errors", "outcome"),
     ("frameworks._base", "worker.wire"),
     ("frameworks", "converters", "worker.child"),
+    ("plugins",),
     ("artifact", "dtypes", "graph"),
     ("toolchains", "interpreters", "uvtool", "envbuild", "envs", "worker"),
     ("feeds", "preprocess", "reconcile", "live"),

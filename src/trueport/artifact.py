@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from trueport.errors import UsageError
-from trueport.frameworks import FRAMEWORKS
 from trueport.frameworks._base import Dim, SignatureDict, SpecDict
+from trueport.plugins import frameworks
 
 HEAD = 64 * 1024
 """Bytes that sniffing looks at."""
@@ -136,7 +136,7 @@ def sniff(path: Path) -> str:
             head = file.read(HEAD)
         if not head:
             raise UsageError(f"{path}: the file is empty")
-    for framework in FRAMEWORKS.values():
+    for framework in frameworks().values():
         found = framework.sniff(head, path)
         if found is not None:
             return str(found)
@@ -146,7 +146,7 @@ def sniff(path: Path) -> str:
 def offered() -> str:
     """The formats as messages list them: sorted, without the one that serves tests."""
     return ", ".join(
-        sorted(name for framework in FRAMEWORKS.values() for name in framework.FORMATS if framework.NAME != "fake")
+        sorted(name for framework in frameworks().values() for name in framework.FORMATS if framework.NAME != "fake")
     )
 
 

@@ -20,6 +20,7 @@ import uv
 
 from trueport.envs import EnvStore
 from trueport.interpreters import find_interpreter, setting
+from trueport.plugins import plugins
 
 OLDEST_PYTHON = (3, 11)
 SPACE_NEEDED = 10e9
@@ -50,7 +51,19 @@ def checks(store: EnvStore | None = None) -> list[Check]:
         _memory,
         _limits,
     )
-    return [*(look() for look in single), *_interpreters(store), *_toolchains(store)]
+    return [*(look() for look in single), *_interpreters(store), *_toolchains(store), *_plugins()]
+
+
+def _plugins() -> Iterator[Check]:
+    """Framework and converter files of other distributions, those that were left out too."""
+    found = plugins()
+    for kind, modules in (("framework", found.frameworks), ("converter", found.converters)):
+        for name, module in modules.items():
+            yield Check(name=f"{kind} {name}", ok=True, detail=f"{module.__name__}, of another distribution")
+    for label, why in found.broken.items():
+        yield Check(
+            name=f"plug-in {label}", ok=False, detail=why, cure="update or uninstall the distribution it is from"
+        )
 
 
 def _python() -> Check:

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trueport.converters import CONVERTERS
 from trueport.errors import UsageError
 from trueport.frameworks._base import Step
+from trueport.plugins import converters
 
 MAX_HOPS = 3
 """A fourth hop has never been the only way between two formats that we know, and every hop can lose something."""
@@ -71,7 +71,7 @@ class Route:
 
 def steps() -> Mapping[str, Step]:
     """Every step by name."""
-    return {step.name: step for module in CONVERTERS.values() for step in module.STEPS}
+    return {step.name: step for module in converters().values() for step in module.STEPS}
 
 
 def plan(

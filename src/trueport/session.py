@@ -7,6 +7,7 @@ limits, and ends as an `Outcome`. A session holds no module-level state: two can
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,13 +19,12 @@ import numpy as np
 
 from trueport.artifact import Artifact, Signature, offered
 from trueport.compare.types import RunSet
-from trueport.converters import CONVERTERS
 from trueport.envs import Environment, EnvStore, Variant, toolchains
 from trueport.errors import BadModelError, UsageError
 from trueport.feeds import Case
-from trueport.frameworks import FRAMEWORKS
 from trueport.frameworks._base import BadModel, Step
 from trueport.outcome import Failure, Ok, Outcome, Stage
+from trueport.plugins import converters, frameworks, outside
 from trueport.worker.pool import DEFAULT_TIMEOUT, Pool, Reply
 
 Progress = Callable[[str], None]
@@ -61,6 +61,7 @@ class Session:
     pool: Pool = field(init=False)
     envs: EnvStore = field(init=False)
     _signatures: dict[str, Outcome[Signature]] = field(init=False, default_factory=dict)
+    _plugins: dict[Path, Path] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pool", Pool(timeout=self.settings.timeout, memory=self.settings.memory))
@@ -119,7 +120,7 @@ class Session:
                 arguments,
                 stage=stage,
                 emit=emit,
-                paths=self.settings.paths,
+                paths=(*self.settings.paths, *self._shown(module.__name__)),
             )
         except BadModelError as error:
             raise BadModelError(self._without_folder(str(error))) from error
@@ -131,6 +132,21 @@ class Session:
             message, log = self._without_folder(outcome.message), self._without_folder(outcome.log)
             return replace(outcome, message=message, log=log)
         return outcome
+
+    def _shown(self, module: str) -> tuple[str, ...]:
+        """The folder from which a worker imports a module of another distribution: its package alone lies there."""
+        package = outside(module)
+        if package is None:
+            return ()
+        if package not in self._plugins:
+            folder = self.pool.fresh_folder("plugin")
+            try:
+                (folder / package.name).symlink_to(package, target_is_directory=package.is_dir())
+            except OSError:  # a system where that needs a right of its own
+                copy = shutil.copytree if package.is_dir() else shutil.copy2
+                copy(package, folder / package.name)
+            self._plugins[package] = folder
+        return (str(self._plugins[package]),)
 
     def _without_folder(self, text: str) -> str:
         """Leave out of a message the temporary folder in which a file lay: it means nothing to anybody later."""
@@ -227,7 +243,7 @@ def _folders(reply: Reply) -> tuple[Path, ...]:
 
 def framework_of(format: str) -> ModuleType:
     """Return the framework file that knows a format. Raises UsageError for a format that none knows."""
-    for module in FRAMEWORKS.values():
+    for module in frameworks().values():
         if format in module.FORMATS:
             return module
     raise UsageError(f"the format '{format}' is not known; known are {offered()}")
@@ -235,7 +251,7 @@ def framework_of(format: str) -> ModuleType:
 
 def formats() -> tuple[str, ...]:
     """Every format that some framework file knows."""
-    return tuple(name for module in FRAMEWORKS.values() for name in module.FORMATS)
+    return tuple(name for module in frameworks().values() for name in module.FORMATS)
 
 
 def runtime_toolchain(artifact: Artifact) -> str:
@@ -255,7 +271,7 @@ def runtime_toolchain(artifact: Artifact) -> str:
 
 def converter_of(step: Step) -> ModuleType:
     """Return the converter file that offers a step."""
-    return next(module for module in CONVERTERS.values() if step in module.STEPS)
+    return next(module for module in converters().values() if step in module.STEPS)
 
 
 def first_run(cases: Sequence[Case]) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import platformdirs
 
 from trueport.errors import UsageError
+from trueport.plugins import plugins
 
 _PINNED = re.compile(r"(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==(?P<version>[0-9][A-Za-z0-9.!+_-]*)")
 
@@ -96,13 +97,14 @@ PLAIN = Variant()
 
 @cache
 def toolchains() -> Mapping[str, Toolchain]:
-    """Read the table that ships with the package."""
+    """Read the table that ships with the package, and the rows of other distributions' files."""
     root = resources.files("trueport")
     table = tomllib.loads((root / "toolchains.toml").read_text(encoding="utf-8"))
     found = {}
-    for name, row in table.items():
+    for name, given in {**plugins().toolchains, **table}.items():
+        row = dict(given)
         file = root / "locks" / f"{name}.txt"  # a toolchain that is being added has none until scripts/lock.py ran
-        lock = file.read_text(encoding="utf-8").split() if file.is_file() else []
+        lock = file.read_text(encoding="utf-8").split() if file.is_file() else row.pop("lock", [])
         requirements = tuple(row.pop("requirements"))
         found[name] = Toolchain(name=name, requirements=requirements, lock=tuple(lock), **row)
     return found
