@@ -64,13 +64,13 @@ def _errors() -> Iterator[None]:
     """What a frontend raises for an operator that it does not translate is Unsupported, with the operator's name."""
     try:
         yield
-    except RuntimeError as error:
+    except Exception as error:  # frontends raise classes of their own
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         telling = [
             line
             for line in lines
             if "No translator found" in line or "is not supported" in line or "doesn't support" in line
-            or "not supported" in line or "No conversion rule" in line or "failed to convert" in line.lower()
+            or "not supported" in line or "No conversion rule" in line or "Conversion is failed for" in line
         ]  # fmt: skip
         if telling:
             raise Unsupported(f"OpenVINO cannot convert this model: {' '.join(telling)[:400]}") from error
