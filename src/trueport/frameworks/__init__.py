@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from trueport.frameworks import fake, keras, onnx, openvino, tensorflow, tflite, torch, tvm
+from trueport.frameworks import coreml, fake, keras, onnx, openvino, tensorflow, tflite, torch, tvm
 
 FRAMEWORKS = {
     "fake": fake,
+    "coreml": coreml,
     "onnx": onnx,
     "tvm": tvm,
     "torch": torch,

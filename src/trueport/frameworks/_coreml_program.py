@@ -20,6 +20,7 @@ from trueport.frameworks._base import Dim, Unsupported
 if TYPE_CHECKING:
     import torch
 
+_LARGEST_HALF = 65504.0
 FLOATS = ("float16", "float32", "float64", "bfloat16")
 
 
@@ -187,8 +188,9 @@ def torch_type(dtype: str, float_type: torch.dtype) -> torch.dtype:
 class Evaluator:
     """Runs the part of a program on which `wanted` depends, cut off at the names in `given`; reusable for any number of runs.
 
-    precision: "float32" or "float64", the arithmetic of every floating-point value; rounding: whether values declared
-    float16 are rounded to it (never in float64). Raises Unsupported, naming them all, when operations have no kernel, and
+    precision: "float32" or "float64", the arithmetic of every floating-point value, or "float16": float32 with every stored
+    tensor of more than one element rounded to float16. rounding: whether values declared float16 are rounded to it (never
+    in float64). Raises Unsupported, naming them all, when operations have no kernel, and
     ValueError for a wanted name that the program does not have.
     """
 
@@ -206,8 +208,8 @@ class Evaluator:
 
         self.program, self.kernels = program, kernels
         self.precision = precision
-        self.float_type = {"float32": torch.float32, "float64": torch.float64}[precision]
-        self.rounding = rounding and precision == "float32"
+        self.float_type = torch.float64 if precision == "float64" else torch.float32
+        self.rounding = rounding and precision != "float64"
         self.wanted, self.given = frozenset(wanted), frozenset(given)
         self.steps, self.needed = self._plan()
         self._refuse_missing()
@@ -265,7 +267,15 @@ class Evaluator:
         """A stored value as kernels take it. Kept, because the next run reads it again."""
         key = (name, self.precision)
         if key not in self.program.lifted:
-            self.program.lifted[key] = self.lift(self.program.constants[name].load())
+            stored = self.program.constants[name].load()
+            if (
+                self.precision == "float16"
+                and isinstance(stored, np.ndarray)
+                and stored.dtype.kind == "f"
+                and stored.size > 1
+            ):
+                stored = np.clip(stored, -_LARGEST_HALF, _LARGEST_HALF).astype(np.float16)
+            self.program.lifted[key] = self.lift(stored)
         return self.program.lifted[key]
 
     def lift(self, value: Any) -> Any:
