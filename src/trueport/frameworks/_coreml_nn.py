@@ -345,6 +345,9 @@ LAYERS: dict[str, LayerKernel] = {
     **_coreml_nn_shapes.KERNELS,
     **_coreml_nn_index.KERNELS,
     **_coreml_nn_recurrent.KERNELS,
+    # Inside branches and loops only: elsewhere what they load is a constant of the program.
+    "loadConstant": lambda layer: layer.need("data"),
+    "loadConstantND": lambda layer: layer.need("data"),
 }
 """Layers that are run, by their name in the format; branches and loops are in `_coreml_nn_control`."""
 
