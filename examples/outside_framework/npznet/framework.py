@@ -12,9 +12,10 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
+
 from trueport.frameworks._base import Arrays, BadModel, Emit, Unsupported
 
 NAME = "npznet"
@@ -38,14 +39,14 @@ LAYERS = "layers"
 MARK = b"layers.npy"
 
 
-def sniff(head: bytes, path: Path) -> Optional[str]:
+def sniff(head: bytes, path: Path) -> str | None:
     """An archive whose first member is `layers`: `save` writes it first."""
     return "npznet" if head[:4] == b"PK\x03\x04" and head[30 : 30 + len(MARK)] == MARK else None
 
 
 def save(path: str, layers: Sequence[Mapping[str, Any]], parameters: Arrays) -> None:
     """Write a model."""
-    with open(path, "wb") as file:
+    with Path(path).open("wb") as file:
         np.savez(file, **{LAYERS: np.array(json.dumps(list(layers))), **parameters})
 
 

@@ -22,6 +22,9 @@ from trueport.feeds.types import Case as Runs
 from trueport.outcome import Failure
 
 
+PATIENCE = 3600.0
+"""Seconds that a repair may take: the usual ten minutes are short for two of the largest networks on a slow machine."""
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
     """One target against the source on held-out pictures.
@@ -173,7 +176,7 @@ def _repaired(
     started = time.monotonic()
     out = Path(shop.session.pool.fresh_folder("repaired")) / target.path.name
     try:
-        done = trueport.repair(source, target, out=out, inputs=search, session=shop.session)
+        done = trueport.repair(source, target, out=out, inputs=search, seconds=PATIENCE, session=shop.session)
     except TrueportError as error:
         return replace(result, error=f"repair: {error}")
     seconds = time.monotonic() - started
