@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from trueport.frameworks import _coreml_nn_ops, _coreml_nn_read
 from trueport.frameworks._base import GraphDict, NodeDict
 from trueport.frameworks._coreml_program import FLOATS, Operation, Program
 
@@ -155,6 +156,8 @@ def _setting(argument: str, shape: tuple[int, ...]) -> bool:
 
 def node(program: Program, operation: Operation) -> NodeDict:
     """One operation of the main block."""
+    if operation.kind.startswith(_coreml_nn_read.PREFIX):
+        return _coreml_nn_ops.node(operation)
     operands: list[str] = []
     attributes: dict[str, Any] = {}
     for argument in arguments(operation):
