@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trueport.frameworks import _coreml_edit
 from trueport.frameworks._base import Arrays, EditDict, Emit, GraphDict, RunResult, SignatureDict, Unsupported
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ VARIANTS = (
 between operations; plain-kernels: without oneDNN; single-thread: default on one thread; native: Core ML itself, on macOS."""
 PRECISIONS = ("float32", "float64", "float16")
 
-EDITS: tuple[str, ...] = ()
-EDIT_FILES: tuple[str, ...] = ()
+EDITS = _coreml_edit.EDITS
+EDIT_FILES = _coreml_edit.EDIT_FILES
 
 
 def sniff(head: bytes, path: Path) -> str | None:
@@ -327,4 +328,4 @@ def parameters(path: str, emit: Emit, *, trust: bool) -> dict[str, Any]:
 
 def edit(path: str, edits: Sequence[EditDict], arrays: Arrays, out: str, *, trust: bool) -> dict[str, Any]:
     """Write a copy of the model with the edits applied. Raises Unsupported, with the reason."""
-    raise Unsupported("no edit can be written into a Core ML model")
+    return _coreml_edit.apply(path, edits, arrays, out)

@@ -42,6 +42,7 @@ class Library(NamedTuple):
 LIBRARIES = {
     "onnx": Library("onnx", "onnx"),
     "tflite": Library("ai_edge_litert.interpreter", "ai-edge-litert"),
+    "coreml": Library("coremltools", "coremltools"),
     "pytorch": Library("torch", "torch"),
     "keras": Library("keras", "keras tensorflow"),
     "savedmodel": Library("tensorflow", "tensorflow"),
