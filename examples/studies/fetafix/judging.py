@@ -21,9 +21,9 @@ from trueport.errors import TrueportError
 from trueport.feeds.types import Case as Runs
 from trueport.outcome import Failure
 
-
 PATIENCE = 3600.0
 """Seconds that a repair may take: the usual ten minutes are short for two of the largest networks on a slow machine."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
