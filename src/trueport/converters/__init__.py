@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trueport.converters import (
     coreml,
+    executorch,
     keras_export,
     litert_torch,
     onnx2tf,
@@ -31,5 +32,6 @@ CONVERTERS = {
     "openvino": openvino,
     "coreml": coreml,
     "tvm": tvm,
+    "executorch": executorch,
     "fake": fake,
 }

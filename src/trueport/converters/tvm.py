@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from trueport.frameworks import _tvm_file
@@ -54,7 +55,7 @@ def convert(step: str, source: str, out: str, options: Mapping[str, Any], contex
             module, known, inputs = _FRONTENDS[step](source, context)
     except (Unsupported, InvalidOutput, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001 -- frontends raise every class there is
+    except Exception as error:
         raise _mapped(error) from error
     outputs = _outputs(module, context["signature"]["outputs"])
     _tvm_file.store(module, out, inputs, outputs, known)
@@ -94,8 +95,7 @@ def _tflite(source: str, context: ConvertContext) -> tuple[Any, Arrays, list[Spe
     from tflite.Model import Model
     from tvm.relax.frontend.tflite import from_tflite
 
-    with open(source, "rb") as file:
-        model = Model.GetRootAsModel(file.read(), 0)
+    model = Model.GetRootAsModel(Path(source).read_bytes(), 0)
     module = from_tflite(model)
     if isinstance(module, tuple):
         module = module[0]

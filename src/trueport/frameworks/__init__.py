@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from trueport.frameworks import coreml, fake, keras, onnx, openvino, tensorflow, tflite, torch, tvm
+from trueport.frameworks import coreml, executorch, fake, keras, onnx, openvino, tensorflow, tflite, torch, tvm
 
 FRAMEWORKS = {
     "fake": fake,
     "coreml": coreml,
     "onnx": onnx,
     "tvm": tvm,
+    "executorch": executorch,
     "torch": torch,
     "keras": keras,
     "tensorflow": tensorflow,
     "tflite": tflite,
     "openvino": openvino,
+    "jax":
 }
 """Order matters where two could claim one file: the earlier is asked first."""

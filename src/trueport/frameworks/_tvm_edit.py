@@ -50,7 +50,7 @@ def _set_parameter(model: _tvm_file.Model, edit: EditDict, arrays: Arrays) -> _t
         call = _replaced(step.call, lambda value: parameter if _same(value, old_variable) else value)
         return _rebuilt(model, step, call, extra=[parameter], arrays={**model.arrays, fresh: new})
     constant = relax.const(new)
-    call = _replaced(step.call, lambda value: constant if view._tree(value) == number else value)
+    call = _replaced(step.call, lambda value: constant if view.tree(value) == number else value)
     return _rebuilt(model, step, call)
 
 
@@ -191,7 +191,7 @@ def _rebuilt(
         made = builder.get()["main"]
     except Unsupported:
         raise
-    except Exception as error:  # noqa: BLE001 -- type inference raises TVM's and Python's errors
+    except Exception as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise Unsupported(f"TVM does not take this change: {said}") from error
     made = made.with_attr("num_input", len(model.inputs)).with_attr("global_symbol", "main")
@@ -213,7 +213,7 @@ def _outputs(model: _tvm_file.Model, main: Any) -> list[SpecDict]:
     types = list(main.ret_ty.fields) if hasattr(main.ret_ty, "fields") else [main.ret_ty]
     made: list[SpecDict] = []
     for spec, type_ in zip(model.outputs, types):
-        made.append({**spec, "dtype": type_name(type_), "shape": shape_of(type_)})  # type: ignore[typeddict-item]
+        made.append({**spec, "dtype": type_name(type_), "shape": shape_of(type_)})
     return made
 
 

@@ -79,7 +79,7 @@ class Model:
 
 def read(path: str, *, trust: bool) -> Model:
     """Read a file. Raises BadModel for a damaged one, Untrusted for one that calls into libraries by name."""
-    model = _read(path, os.stat(path).st_mtime_ns)
+    model = _read(path, stat(path))
     if model.foreign and not trust:
         raise Untrusted(
             f"{path} calls functions of libraries by name ({model.foreign[0]}), which could do anything; "
@@ -138,7 +138,7 @@ def write(
             held = io.BytesIO()
             np.save(held, np.ascontiguousarray(array) if array.ndim else array, allow_pickle=False)
             _put(archive, item["file"], held.getvalue())
-    os.replace(partial, out)
+    Path(partial).replace(out)
 
 
 def _put(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
@@ -153,6 +153,7 @@ def store(
 ) -> None:
     """Write what a frontend made: every weight becomes a parameter, under the name that an equal array of `known` has."""
     import tvm
+    from tvm import relax
 
     main = module["main"]
     if len(main.params) != len(inputs):
@@ -160,6 +161,7 @@ def store(
     lifted, arrays = lift(main, known)
     others = {name: function for name, function in module.functions.items() if name.name_hint != "main"}
     whole = tvm.IRModule({**others, tvm.ir.GlobalVar("main"): lifted})
+    whole = relax.transform.Normalize()(whole)  # gives the new body its types
     write(out, whole, inputs, outputs, arrays)
 
 

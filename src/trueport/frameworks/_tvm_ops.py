@@ -6,7 +6,7 @@ Only names change and padding's order; values are the module's. What has no coun
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from typing import Any
 
 from trueport.frameworks._base import Dim
 
@@ -192,6 +192,9 @@ _FIXED: Mapping[str, Mapping[str, Any]] = {
 
 def onnx_name(native: str) -> str:
     """The ONNX operator of a Relax operator, or its own name where ONNX has none."""
+    if native.startswith("call_tir:"):
+        kernel = native.partition(":")[2].rstrip("0123456789")
+        return _ONNX.get(kernel, _ONNX.get(f"nn.{kernel}", native))
     return _ONNX.get(native, native)
 
 
@@ -212,7 +215,7 @@ def fields_of(attrs: Any) -> list[str]:
     return [item.name for item in known.fields] if known is not None and attrs is not None else []
 
 
-def attributes(call: Any, native: str, shapes: Sequence[Optional[list[Dim]]]) -> dict[str, Any]:
+def attributes(call: Any, native: str, shapes: Sequence[list[Dim] | None]) -> dict[str, Any]:
     """The attributes of a call, with what ONNX has as attributes and TVM as operands, as plain values."""
     if native == "If":
         return {}
@@ -229,7 +232,7 @@ def attributes(call: Any, native: str, shapes: Sequence[Optional[list[Dim]]]) ->
     return _settled(native, found, shapes)
 
 
-def _settled(native: str, found: dict[str, Any], shapes: Sequence[Optional[list[Dim]]]) -> dict[str, Any]:
+def _settled(native: str, found: dict[str, Any], shapes: Sequence[list[Dim] | None]) -> dict[str, Any]:
     """What needs more than a name: the window of a convolution, the order of padding, words for modes."""
     if native.startswith("nn.conv") and len(shapes) > 1 and shapes[1] is not None:
         found["kernel_shape"] = shapes[1][2:]

@@ -14,7 +14,7 @@ import numpy as np
 
 from trueport.frameworks import _tvm_file
 from trueport.frameworks._base import Arrays, Emit, RunResult, Unsupported
-from trueport.frameworks._tvm_view import Step, View, is_tensor, type_name
+from trueport.frameworks._tvm_view import Step, View, type_name
 
 VARIANTS = ("default", "unfused", "unfolded", "unoptimized")
 """default: what `tvm.compile` does by itself; unfused: no operator fusion and no constant folding; unfolded: weights are
@@ -70,7 +70,7 @@ def build(module: Any, variant: str, weights: Sequence[Any] = ()) -> Compiled:
     pipeline = relax.get_pipeline("default_build") if variant == "unfused" else relax.get_default_pipeline(target)
     try:
         made = tvm.compile(module, target, relax_pipeline=pipeline)
-    except Exception as error:  # noqa: BLE001 -- every class of TVM's, and Python's from its legalisation
+    except Exception as error:
         raise Unsupported(f"TVM cannot compile this model: {reason(error)}") from error
     machine = relax.VirtualMachine(made, tvm.cpu())
     return Compiled(machine["main"], list(weights))
@@ -153,7 +153,6 @@ class Part:
         for number in feeds:
             type_ = relax.TensorType(list(shapes[number]), type_name(view.types[number]))
             env[number] = relax.Var(f"fed_{number}", type_)
-        sizes = symbols(view, shapes)
         computed: dict[int, Any] = {}
         with builder.function("main", [env[number] for number in feeds]):
             with builder.dataflow():
@@ -161,7 +160,7 @@ class Part:
                     if number in self.reads and number not in env:
                         env[number] = relax.const(array)
                 for step in self.steps:
-                    self._emit(builder, step, env, computed, sizes)
+                    self._emit(builder, step, env, computed)
                 gives = [number for number in self.wanted if number in computed]
                 if not gives:
                     raise Unsupported("; ".join(sorted(set(self.skipped.values()))) or "nothing of it can be computed")
@@ -171,9 +170,7 @@ class Part:
         others = {k: v for k, v in view.model.module.functions.items() if k.name_hint != "main"}
         return tvm.IRModule({**others, tvm.ir.GlobalVar("main"): main}), feeds, gives
 
-    def _emit(
-        self, builder: Any, step: Step, env: dict[int, Any], computed: dict[int, Any], sizes: Mapping[Any, int]
-    ) -> None:
+    def _emit(self, builder: Any, step: Step, env: dict[int, Any], computed: dict[int, Any]) -> None:
         """Emit one operator; what it cannot compute from these shapes goes to `skipped`, with what depends on it."""
         from tvm import relax
 
@@ -181,13 +178,14 @@ class Part:
         why = self.skipped.get(lost, "a value before it is missing") if lost is not None else ""
         if not why:
             try:
-                made = builder.emit(rebuilt(self.view, step, env, sizes))
-                parts = (
-                    [made] if is_tensor(made.ty) else [relax.TupleGetItem(made, i) for i in range(len(step.outputs))]
-                )
+                made = builder.emit(rebuilt(self.view, step, env))
+                if not hasattr(made.ty, "fields"):
+                    parts = [made]
+                else:
+                    parts = [builder.emit(relax.TupleGetItem(made, place)) for place in range(len(step.outputs))]
                 for number, value in zip(step.outputs, parts):
-                    computed[number] = value if is_tensor(made.ty) else builder.emit(value)
-                    env.setdefault(number, computed[number])
+                    computed[number] = value
+                    env.setdefault(number, value)
                 return
             except Unsupported:
                 raise
@@ -197,9 +195,8 @@ class Part:
             self.skipped.setdefault(number, why)
 
 
-def rebuilt(view: View, step: Step, env: Mapping[int, Any], sizes: Mapping[Any, int]) -> Any:
-    """The call of a step with operands from `env`, symbols replaced by their sizes."""
-    import tvm
+def rebuilt(view: View, step: Step, env: Mapping[int, Any]) -> Any:
+    """The call of a step with operands from `env`."""
     from tvm import relax
 
     if type(step.call).__name__ == "If":
@@ -207,63 +204,52 @@ def rebuilt(view: View, step: Step, env: Mapping[int, Any], sizes: Mapping[Any, 
 
     def value_of(value: Any) -> Any:
         kind = type(value).__name__
-        if kind == "ShapeExpr":
-            return relax.ShapeExpr([size_of(item) for item in value.values])
-        if kind == "Tuple":
-            return relax.Tuple([value_of(item) for item in value.fields])
-        tree = view._tree(value)
+        tree = view.tree(value)
         if isinstance(tree, int):
             return env[tree]
-        if isinstance(tree, list):
-            return relax.Tuple([env[number] for number in view._flat(tree)])
-        if kind in ("Var", "DataflowVar"):
-            return _shape_variable(view, value, value_of)
-        return size_of(value)
+        if isinstance(tree, list) and None not in tree:
+            return relax.Tuple([env[number] for number in view.flat(tree)])
+        if kind == "Tuple":
+            return relax.Tuple([value_of(item) for item in value.fields])
+        return _shape_variable(view, value) if kind in ("Var", "DataflowVar") else value
 
-    def size_of(item: Any) -> Any:
-        if not sizes or type(item).__name__ in ("IntImm", "FloatImm", "StringImm", "DataTypeImm", "GlobalVar"):
-            return item
-        return tvm.arith.Analyzer().simplify(tvm.tirx.op.substitute(item, dict(sizes))) if _is_prim(item) else item
-
-    types = [type_of(item, sizes) for item in step.call.ty_args]
-    return relax.Call(step.call.op, [value_of(item) for item in step.call.args], step.call.attrs, types)
+    operands = [value_of(item) for item in step.call.args]
+    return relax.Call(step.call.op, operands, step.call.attrs, list(step.call.ty_args))
 
 
-def _is_prim(item: Any) -> bool:
-    return "prim" in type(item).__module__ or type(item).__name__ == "Var"
-
-
-def _shape_variable(view: View, variable: Any, value_of: Any) -> Any:
+def _shape_variable(view: View, variable: Any) -> Any:
     """A variable that holds a shape: its shape, where it is bound to one in plain sight."""
     for block in view.function.body.blocks:
         for binding in block.bindings:
             if binding.var.same_as(variable) and type(binding.value).__name__ == "ShapeExpr":
-                return value_of(binding.value)
+                return binding.value
     raise Unsupported(
         f"TVM: '{variable.name}' is a shape that is worked out while the model runs; it cannot be cut there"
     )
 
 
-def type_of(type_: Any, sizes: Mapping[Any, int]) -> Any:
-    """A type with its symbols replaced by sizes."""
-    return type_
-
-
-def symbols(view: View, shapes: Mapping[int, tuple[int, ...]]) -> dict[Any, int]:
-    """Sizes of the open axes, read off the shapes of what is fed."""
-    found: dict[Any, int] = {}
+def sized(view: View, shapes: Mapping[int, tuple[int, ...]]) -> View:
+    """The view with open axes fixed to the sizes of what is fed; its values have the same numbers and names."""
+    sizes: dict[Any, int] = {}
     for number, shape in shapes.items():
         declared = getattr(view.types[number], "shape", None)
         for item, size in zip(getattr(declared, "values", []), shape):
             if type(item).__name__ == "Var":
-                found[item] = int(size)
-    return found
+                sizes.setdefault(item, int(size))
+    if not sizes:
+        return view
+    main = view.function.bind_symbolic_vars(sizes)
+    model = view.model
+    module = model.module.clone()
+    module.update_func(module.get_global_var("main"), main)
+    return View(_tvm_file.Model(model.path, model.facts, module, model.arrays, model.foreign))
 
 
 def replay_rows(
     view: View, fed: Mapping[int, np.ndarray], wanted: Sequence[int], variant: str, budget: int, emit: Emit
 ) -> dict[int, str]:
     """Emit each wanted value [R, *shape] as computed from `fed`, at most `budget` bytes at a time; returns what is skipped."""
+    view = sized(view, {number: array.shape[1:] for number, array in fed.items()})
     part = Part(view, {n: a for n, a in fed.items() if n not in view.inputs}, wanted)
     feeds = {n: a for n, a in fed.items() if n in part.reads}
     for number in part.inputs():

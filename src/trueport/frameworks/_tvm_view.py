@@ -7,7 +7,7 @@ the variable that takes it out, else `TUPLE[INDEX]`. Bindings that only rename, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from trueport.frameworks import _tvm_file
 from trueport.frameworks._base import Arrays, Dim, GraphDict, NodeDict, Unsupported
 
 Tree = Union[int, "list[Tree]", None]
-"""Which values a variable stands for: the number of one, one tree for each field of a tuple, None for no tensor."""
+"""Which values a variable stands for: the number of one, one tree for each field of a tuple, None for a written-out shape."""
 
 
 class Step:
@@ -52,7 +52,7 @@ class View:
         for block in self.function.body.blocks:
             for binding in block.bindings:
                 self._read(binding)
-        self.outputs = self._flat(self._tree(self.function.body.body))
+        self.outputs = self.flat(self.tree(self.function.body.body))
         self._name_values()
         self.number_of = {name: number for number, name in enumerate(self.names)}
         self.producer = {number: step for step in self.steps for number in step.outputs}
@@ -67,9 +67,9 @@ class View:
         value, variable = binding.value, binding.var
         if type(value).__name__ in ("Call", "If"):
             self.trees[variable] = made = self._fresh(variable.name, variable.ty)
-            self.steps.append(Step(variable, value, self._flat(made), list(self._operands(value))))
+            self.steps.append(Step(variable, value, self.flat(made), list(self._operands(value))))
             return
-        tree = self._tree(value)
+        tree = self.tree(value)
         self.trees[variable] = tree
         if type(value).__name__ == "TupleGetItem" and isinstance(tree, int) and self._hints[tree].endswith("]"):
             self._hints[tree] = variable.name
@@ -77,15 +77,16 @@ class View:
     def _fresh(self, hint: str, type_: Any) -> Tree:
         if hasattr(type_, "fields"):
             return [self._fresh(f"{hint}[{place}]", field) for place, field in enumerate(type_.fields)]
-        return self._new(hint, type_) if is_tensor(type_) else None
+        return self._new(hint, type_)
 
-    def _tree(self, value: Any) -> Tree:
+    def tree(self, value: Any) -> Tree:
+        """Which values an expression stands for."""
         kind = type(value).__name__
         if kind == "TupleGetItem":
-            whole = self._tree(value.tuple_value)
+            whole = self.tree(value.tuple_value)
             return whole[value.index] if isinstance(whole, list) else None
         if kind == "Tuple":
-            return [self._tree(item) for item in value.fields]
+            return [self.tree(item) for item in value.fields]
         if _tvm_file.is_constant(value):
             return self._constant(value)
         return self.trees.get(value) if kind in ("Var", "DataflowVar") else None
@@ -102,15 +103,16 @@ class View:
     def _operands(self, value: Any) -> Iterator[int]:
         if type(value).__name__ == "If":
             for variable in _free(value):
-                yield from self._flat(self.trees.get(variable))
+                yield from self.flat(self.trees.get(variable))
             return
         for item in value.args:
-            yield from self._flat(self._tree(item))
+            yield from self.flat(self.tree(item))
 
-    def _flat(self, tree: Tree) -> list[int]:
+    def flat(self, tree: Tree) -> list[int]:
+        """The values of a tree, in order."""
         if tree is None:
             return []
-        return [tree] if isinstance(tree, int) else [number for item in tree for number in self._flat(item)]
+        return [tree] if isinstance(tree, int) else [number for item in tree for number in self.flat(item)]
 
     def _name_values(self) -> None:
         """Give every value its name: outputs as the header says, the rest by their variables, each name once."""
@@ -150,8 +152,9 @@ class View:
         return found
 
     def traceable(self) -> list[str]:
-        """Names of all computed tensors in execution order, outputs included."""
-        return [self.names[number] for step in self.steps for number in step.outputs] + [n for n, _ in self.copies()]
+        """Names of all computed tensors in execution order, outputs included; shapes are values, but no tensors."""
+        computed = [number for step in self.steps for number in step.outputs if is_tensor(self.types[number])]
+        return [self.names[number] for number in computed] + [name for name, _ in self.copies()]
 
     def graph(self) -> GraphDict:
         """The view that the contract asks for."""
@@ -234,7 +237,7 @@ def type_name(type_: Any) -> str:
         raise Unsupported(f"tensors of {name} are not handled") from None
 
 
-def shape_of(type_: Any) -> Optional[list[Dim]]:
+def shape_of(type_: Any) -> list[Dim] | None:
     """Sizes; a symbol's name where the size is open, None where it is computed from others; None for an unknown rank."""
     shape = getattr(type_, "shape", None)
     if shape is None:

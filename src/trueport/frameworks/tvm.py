@@ -170,7 +170,11 @@ def _emit_copies(
         elif number in view.constants:
             emit(name, np.repeat(view.constants[number][None], runs, axis=0))
         else:
-            _tvm_run.replay_rows(view, fed, [number], variant, budget, lambda _, array, name=name: emit(name, array))
+            _tvm_run.replay_rows(view, fed, [number], variant, budget, _renaming(emit, name))
+
+
+def _renaming(emit: Emit, name: str) -> Emit:
+    return lambda _, array: emit(name, array)
 
 
 def graph(path: str, *, trust: bool) -> GraphDict:
