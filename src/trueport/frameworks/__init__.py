@@ -15,6 +15,5 @@ FRAMEWORKS = {
     "tensorflow": tensorflow,
     "tflite": tflite,
     "openvino": openvino,
-    "jax":
 }
 """Order matters where two could claim one file: the earlier is asked first."""
