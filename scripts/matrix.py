@@ -1,14 +1,15 @@
 """Convert every zoo model over every step that can take it, and write the table to docs/conversion-matrix.md.
 
-    python scripts/matrix.py [--models cnn,lstm] [--out FILE]
+    python scripts/matrix.py [--models cnn,lstm] [--steps openvino-onnx,tvm-onnx] [--out FILE]
 
-A cell is the verdict of that step's result against the original model, or the kind of Failure with its reason. The way
+With `--models` or `--steps` the other cells of the page stay as they are. A cell is the verdict of that step's result against the original model, or the kind of Failure with its reason. The way
 to a step's source format is the best route there; the hop that a cell names is always the last one.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -146,25 +147,57 @@ def table(rows: Mapping[tuple[str, str], Cell], models: list[str], labels: list[
     return "\n".join(lines) + "\n"
 
 
+def published(page: Path) -> dict[tuple[str, str], Cell]:
+    """The cells that a page holds; nothing where there is none."""
+    if not page.exists():
+        return {}
+    outcomes: dict[tuple[str, str], str] = {}
+    reasons: dict[tuple[str, str, str], list[str]] = {}
+    models: list[str] = []
+    for line in page.read_text(encoding="utf-8").splitlines():
+        parts = [part.strip() for part in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if line.startswith("| step |"):
+            models = parts[1:]
+        elif line.startswith("| `"):
+            label = parts[0].strip("`")
+            outcomes |= {(model, label): outcome for model, outcome in zip(models, parts[1:], strict=True) if outcome}
+        elif line.startswith("| ") and len(parts) == 4 and parts[0] in models:
+            reasons.setdefault((parts[0], parts[1].split(",")[-1], parts[2]), []).append("|".join(parts[1::2]))
+    found = {}
+    for (model, label), outcome in outcomes.items():
+        told = reasons.get((model, label.split()[0], outcome), ["|"])
+        route, _, reason = (told.pop(0) if len(told) > 1 else told[0]).partition("|")
+        found[(model, label)] = Cell(
+            model=model, step=label, route=route, outcome=outcome, reason=reason.replace("\\|", "|")
+        )
+    return found
+
+
 def main() -> int:
     """Run the matrix and write the page; exit code 1 when a cell is a bug of ours."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="all", help="kinds, separated by commas")
+    parser.add_argument("--steps", help="only these steps, separated by commas")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "conversion-matrix.md")
     arguments = parser.parse_args()
-    rows: dict[tuple[str, str], Cell] = {}
+    only = None if arguments.steps is None else frozenset(arguments.steps.split(","))
+    partly = only is not None or arguments.models != "all"
+    rows = published(arguments.out) if partly else {}
+    run: list[Cell] = []
     with Session(Settings(timeout=600)) as session:
         for format, kinds in KINDS.items():
             for kind in kinds:
                 if arguments.models != "all" and kind not in arguments.models.split(","):
                     continue
-                for one in cells(session, format, kind):
+                for one in cells(session, format, kind, only=only):
                     rows[(one.model, one.step)] = one
+                    run.append(one)
                     print(f"{one.model:24} {one.step:34} {one.outcome:16} {one.reason[:120]}", flush=True)
-    models = list(dict.fromkeys(model for model, _ in rows))
+    wanted = [f"{kind} ({format})" for format, kinds in KINDS.items() for kind in kinds]
+    models = [model for model in wanted if any(model == name for name, _ in rows)]
     labels = list(dict.fromkeys(label for _, label in rows))
     arguments.out.write_text(table(rows, models, labels), encoding="utf-8")
-    return 1 if any(one.outcome == "error" for one in rows.values()) else 0
+    return 1 if any(one.outcome == "error" for one in run) else 0
 
 
 if __name__ == "__main__":
