@@ -166,7 +166,7 @@ def _any_name(output: Any) -> str:
 
 def dtype_of(output: Any) -> str:
     """NumPy's name of a port's element type; OpenVINO's own where NumPy has none."""
-    name = output.get_element_type().get_type_name()
+    name = str(output.get_element_type().get_type_name())
     return DTYPES.get(name, name)
 
 

@@ -347,18 +347,18 @@ _REWRITES: dict[str, Callable[[Any, dict[str, Any]], None]] = {
 
 def inner(node: Any) -> dict[str, np.ndarray]:
     """The float constants in the bodies of a loop or a branch: name -> array."""
-    found: dict[str, np.ndarray] = {}
-    for number, body in enumerate(_bodies(node)):
-        for item in body.get_ordered_ops():
-            if item.get_type_name() != "Constant":
-                continue
-            try:
-                array = array_of(item)
-            except Unsupported:
-                continue
-            if array.dtype.kind == "f" and array.size:
-                found[f"{node.get_friendly_name()}/body{number}/{item.get_friendly_name()}"] = array
-    return found
+    return {name: array_of(item) for name, item in inner_nodes(node)}
+
+
+def inner_nodes(node: Any) -> list[tuple[str, Any]]:
+    """(name, Constant) of the float constants in the bodies of a loop or a branch."""
+    return [
+        (f"{node.get_friendly_name()}/body{number}/{item.get_friendly_name()}", item)
+        for number, body in enumerate(_bodies(node))
+        for item in body.get_ordered_ops()
+        if item.get_type_name() == "Constant"
+        and item.get_element_type().get_type_name() in ("f16", "f32", "f64", "bf16")
+    ]
 
 
 def _bodies(node: Any) -> Sequence[Any]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from trueport.frameworks import _openvino_run
 from trueport.frameworks._base import (
+    EDIT_KINDS,
     Arrays,
     EditDict,
     Emit,
@@ -32,8 +33,17 @@ NAME = "openvino"
 FORMATS = {"openvino": "openvino"}
 SUFFIXES = {"openvino": ".xml"}
 PRECISIONS = ("float32", "float16")
-EDITS: tuple[str, ...] = ()
-EDIT_FILES: tuple[str, ...] = ()
+EDITS: tuple[str, ...] = EDIT_KINDS
+EDIT_FILES = (
+    "_openvino_file",
+    "_openvino_ops",
+    "_openvino_emit",
+    "_openvino_rules",
+    "_openvino_moves",
+    "_openvino_change",
+    "_openvino_settings",
+    "_openvino_edit",
+)
 
 _CARRY = ("Convert", "Reshape", "Squeeze", "Unsqueeze")
 """Operators that hand on the integers of their first operand."""
@@ -181,5 +191,10 @@ def parameters(path: str, emit: Emit, *, trust: bool) -> dict[str, Any]:
 
 
 def edit(path: str, edits: Sequence[EditDict], arrays: Arrays, out: str, *, trust: bool) -> dict[str, Any]:
-    """Write a copy of the model with the edits applied; see `_base.py`."""
-    raise Unsupported("edits are not written into OpenVINO models")
+    """Write a copy of the model with the edits applied, and let OpenVINO compile it; see `_base.py`.
+
+    Raises BadModel, ValueError for names that the model does not have, and Unsupported, with the reason.
+    """
+    from trueport.frameworks import _openvino_edit
+
+    return _openvino_edit.apply(path, edits, arrays, out)

@@ -41,6 +41,7 @@ class Library(NamedTuple):
 
 LIBRARIES = {
     "onnx": Library("onnx", "onnx"),
+    "openvino": Library("openvino", "openvino"),
     "tflite": Library("ai_edge_litert.interpreter", "ai-edge-litert"),
     "coreml": Library("coremltools", "coremltools"),
     "pytorch": Library("torch", "torch"),

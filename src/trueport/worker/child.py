@@ -220,6 +220,7 @@ _PACKAGES = (
     "onnxsim",
     "onnxslim",
     "onnxoptimizer",
+    "openvino",
     "jax",
     "protobuf",
 )
