@@ -2,10 +2,13 @@
 
     python benchmarks/repair_cases.py [--out docs/repair-cases.md] [--cases FILE] [--again] [-v] [ID ...]
 
+    python benchmarks/repair_cases.py --out docs/repair-cases.md R1 L11      # these rows anew, the others as they stand
+
 Every fault of `tests/power/real_cases.py` is built, converted by the tool that has it, and repaired: first by edits of
 the target's own file, and where those do not make it faithful, by another tool, option or version. What calls itself
 repaired is verified once more on inputs that neither the search nor its gate saw. A case that is in the file of cases
-is not run again, unless it was missed and `--again` is given. Exit code 1: a fault is not mended, or not all of it.
+is not run again, unless it was missed and `--again` is given. With IDs and `--out` the other rows stay as the page has
+them. Exit code 1: a fault is not mended, or not all of it.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +142,7 @@ def _repaired(session: Session, row: Row, source: Path, target: Path | Artifact,
         "tried": tuple(f"{one.rule}: {one.where}: {one.why}" for one in made.attempts),
     }
     if made.status is Status.REPAIRED:
-        words = tuple(map(told, made.edits))
+        words = (*map(told, made.edits), *([made.settled.replace(f"{folder}/", "")] if made.settled else []))
         return {**found, "how": IN_FILE, "edits": words, "fresh": fresh(session, source, made)}
     if made.status is Status.NOT_NEEDED:
         return {**found, "fresh": str(made.before.verdict)}
@@ -168,8 +172,14 @@ def _converted_otherwise(session: Session, row: Row, source: Path, folder: Path)
 
 
 def fresh(session: Session, source: Path, made: Repair) -> str:
-    """The verdict on a result that calls itself repaired, on inputs that nobody saw before."""
-    return "" if made.artifact is None else _verdict(verified(session, source, made.artifact))
+    """The verdict on a result that calls itself repaired, on inputs that nobody saw before.
+
+    By the source; where its own runtime computes it wrongly, by the copy that its runtime computes rightly.
+    """
+    if made.artifact is None:
+        return ""
+    judge = made.after.source.path if made.settled and made.after is not None else source
+    return _verdict(verified(session, judge, made.artifact))
 
 
 def verified(session: Session, source: Path, target: Path | Artifact) -> Verification:
@@ -256,6 +266,36 @@ def page(cases: Sequence[Case]) -> str:
     return "\n".join([*text, ""])
 
 
+def shown(file: Path) -> dict[str, Case]:
+    """The cases of a page that was written before, as far as it tells of them."""
+    if not file.exists():
+        return {}
+    rows = [
+        [part.strip().replace("\\|", "|") for part in re.split(r"(?<!\\)\|", text)[1:-1]]
+        for text in file.read_text(encoding="utf-8").splitlines()
+        if text.startswith("| ")
+    ]
+    known = {row.id for row in faults()}
+    found: dict[str, Case] = {}
+    for row in (row for row in rows if row[0] in known and len(row) == 8):
+        name, model, converter, before, how, mending, verdict, seconds = row
+        found[name] = Case(
+            id=name,
+            model=model,
+            converter=converter,
+            before=before,
+            how=how,
+            edits=(mending,) if how == IN_FILE else (),
+            command=mending.strip("`") if how == ELSEWHERE else "",
+            fresh=verdict.replace("–", ""),
+            seconds=float(seconds),
+        )
+    for name, why in (row for row in rows if row[0] in found and len(row) == 2):
+        rule, _, text = why.partition(": ")
+        found[name] = replace(found[name], reasons={rule: text})
+    return found
+
+
 # -- running --------------------------------------------------------------------------------------------------------------
 
 
@@ -307,7 +347,8 @@ def main() -> int:
     for name, count in figures(done).items():
         print(f"{name}: {count}")
     if given.out is not None:
-        publish.text(given.out, page(done))
+        latest = {**(shown(given.out) if given.ids else {}), **{case.id: case for case in done}}
+        publish.text(given.out, page([latest[row.id] for row in faults() if row.id in latest]))
     return 0 if all(case.mended for case in done) else 1
 
 

@@ -285,7 +285,8 @@ def repair(
         if made.after is None or made.artifact is None:
             return made
         declared = made.after.declared_precision
-        again = verification.rerun_command(active, loaded.artifact, made.artifact, unseen or given, declared)
+        judge = made.after.source  # the source, or what settles what it means
+        again = verification.rerun_command(active, judge, made.artifact, unseen or given, declared)
         made = replace(made, after=replace(made.after, rerun=again))
         return made if patch is None else patching.written(made, Path(patch))
 

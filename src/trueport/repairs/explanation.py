@@ -14,9 +14,20 @@ MOST = 6
 def compose(made: Repair) -> str:
     """One sentence on the outcome with its figures, one per edit, and what could not be done."""
     before, after = _ratio(made.before), "" if made.after is None else _ratio(made.after)
+    head = _head(made, before, after)
+    return f"{head} {made.settled}" if made.settled else head
+
+
+def _head(made: Repair, before: str, after: str) -> str:
+    """The same without a word about the source. before, after: the ratios."""
     name = made.target.path.name
     if made.status is Status.NOT_NEEDED:
-        return f"{name} is faithful to {made.source.path.name} as it is; nothing was changed."
+        means = (
+            f"computes what {made.source.path.name} means"
+            if made.settled
+            else f"is faithful to {made.source.path.name}"
+        )
+        return f"{name} {means} as it is; nothing was changed."
     if made.status is Status.UNREPAIRED and PAIR in made.refused:
         return f"{name} is not taken for a conversion of {made.source.path.name}, and was left alone: {made.refused[PAIR]}."
     if made.status is Status.UNREPAIRED:
@@ -28,7 +39,11 @@ def compose(made: Repair) -> str:
     if made.command:
         return f"No change to {name} makes it faithful, but converted another way the model is: {fall}. {made.command}"
     how = _changes(len(made.edits))
-    if made.status is Status.REPAIRED:
+    if made.status is Status.REPAIRED and made.settled:
+        head = (
+            f"{name} computes what {made.source.path.name} means after {how}, on inputs that the search never saw too."
+        )
+    elif made.status is Status.REPAIRED:
         head = f"{name} is faithful after {how}: on inputs that the search never saw {fall}."
     else:
         head = f"{name} is nearer to its source after {how} and still not faithful: {fall}."

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from trueport import publish
 from trueport.artifact import Artifact
@@ -19,6 +20,7 @@ from trueport.feeds import Feeds
 from trueport.repairs import explanation
 from trueport.repairs.gate import Gate, fell, split
 from trueport.repairs.search import Search
+from trueport.repairs.settled import Settled, agreeing, settle
 from trueport.repairs.tools import NAME as CT
 from trueport.repairs.tools import Switch, switch
 from trueport.repairs.types import Edit, Repair, Status
@@ -74,9 +76,16 @@ def repair(
     )
     gate.session.progress("running source and target")
     before = gate.on_unseen(target)
+    ways = agreeing(before) or agreeing(gate.on_search(target))
+    settled = settle(reference, (gate.given, gate.unseen), ways) if ways else "its own runtime computes it rightly"
+    if isinstance(settled, Settled):
+        more: dict[str, Any] = {"precision": precision, "task": task, "budget": budget}
+        return _by_meaning(settled, before, target, given, out=out, unseen=unseen, **more)
     if before.verdict is Verdict.FAITHFUL and gate.on_search(target).verdict is Verdict.FAITHFUL:
         return _ended(Status.NOT_NEEDED, gate, before, started)
     search = Search(gate=gate, attempts_left=budget.attempts, deadline=time.monotonic() + budget.seconds)
+    if ways:
+        search.notes.append(settled)
     interrupted = False
     try:
         search.run()
@@ -117,6 +126,28 @@ def repair(
         out=out,
         command=command,
     )
+
+
+def _by_meaning(
+    settled: Settled, before: Verification, target: Artifact, given: Feeds, *, out: Path | None, **more: Any
+) -> Repair:
+    """Mend a target whose source is computed wrongly by its own runtime, by what the source means.
+
+    The settled source is put beside `out`, so that the result can be verified by it; by the source itself it cannot.
+    """
+    source, judge = before.source, settled.artifact
+    beside = None if out is None else out.with_name(f"{out.stem}.source{judge.path.suffix}")
+    if beside is not None:
+        publish.check_model(beside, source.path, source.format, folder=False)
+        publish.check_apart(beside, target.path)
+    made = repair(settled.reference, target, given, out=out, tools=False, **more)
+    words = settled.told(source, "a copy of it")
+    if made.output is not None and beside is not None:
+        publish.model(judge.path, beside)
+        judge, words = replace(judge, path=beside.absolute()), settled.told(source, beside.name)
+    after = None if made.after is None else replace(made.after, source=judge)
+    result = replace(made, source=source, before=before, after=after, settled=words)
+    return replace(result, explanation=explanation.compose(result))
 
 
 def _another_way(gate: Gate, search: Search, attempt: Attempt | None, others: Sequence[Attempt]) -> Switch | str | None:

@@ -18,7 +18,7 @@ from trueport.diagnosis.types import Cause
 from trueport.frameworks._base import EditDict
 from trueport.repairs.gate import Gate
 from trueport.repairs.types import Edit
-from trueport.routes import Route, plan
+from trueport.routes import Route, parse_route, plan
 from trueport.session import runtime_toolchain
 
 NAME = "CT tool"
@@ -130,9 +130,16 @@ def command_of(source: Artifact, target_format: str, trial: tool.Trial) -> str:
         "--route",
         trial.route.name,
     ]
-    for hop in trial.route.hops:
+    for place, hop in enumerate(trial.route.hops):
         for key, value in hop.options.items():
-            words += ["--option", f"{hop.step.name}.{key}={value}"]
+            plain = key == "precision" and _asked(trial.route, value) == place
+            words += ["--precision", value] if plain else ["--option", f"{hop.step.name}.{key}={value}"]
     for package in trial.packages:
         words += ["--with", package]
     return shlex.join(words)
+
+
+def _asked(route: Route, precision: str) -> int:
+    """The place of the step that `--precision` asks for it."""
+    hops = parse_route(route.name, precision=precision).hops
+    return next(place for place, hop in enumerate(hops) if "precision" in hop.options)

@@ -125,6 +125,9 @@ class Repair:
     suspects: tuple[Suspect, ...] = ()
     """What the diagnosis of the target as it was found."""
     interrupted: bool = False
+    settled: str = ""
+    """That and how the source was settled (`settled.py`), where its own runtime computes it wrongly; `after` is then the
+    verification by the settled source."""
     patch: Path | None = None
     """The script that makes the same changes, where one was asked for."""
 

@@ -22,6 +22,12 @@ HEADLINES = {
     "not-needed": "The target computes what the source computes as it is; nothing was changed.",
 }
 
+BY_MEANING = {
+    "repaired": "The changed target computes what the source means, which its own runtime does not.",
+    "not-needed": "The target computes what the source means, which its own runtime does not; nothing was changed.",
+}
+"""Headlines of repairs by a source that its own runtime computes wrongly."""
+
 MARKS = {
     "faithful": "✓",
     "deviates": "✗",
@@ -198,10 +204,20 @@ def reason(document: Document) -> str:
     return said
 
 
+def by_meaning(document: Document) -> bool:
+    """Whether a repair was judged by a copy of the source that its runtime computes rightly."""
+    after = document["after"]
+    if after is None:
+        return bool(document["before"]["verdict"] == "flaky")
+    return bool(after["source"]["path"] != document["source"]["path"])
+
+
 def headline(document: Document) -> tuple[str, str]:
     """Return (state, sentence) of a stored result."""
     if is_repair(document) and document["command"] and document["output"]:
         return document["status"], "Converted another way, the model computes what the source computes."
+    if is_repair(document) and by_meaning(document) and document["status"] in BY_MEANING:
+        return document["status"], BY_MEANING[document["status"]]
     if document.get("status") == "failed" or is_repair(document):
         return document["status"], HEADLINES[document["status"]]
     verify = verification(document)

@@ -110,7 +110,7 @@ def _log_sigmoid(writer: Writer, node: Node) -> Written:
 
 
 def _binary(operator: str) -> Callable[[Writer, Node], Written]:
-    """An operator of two or more operands that are broadcast; a scalar among the attributes is one."""
+    """An operator of two or more operands that are broadcast; a scalar among the attributes is one. Of one: that operand."""
 
     def rule(writer: Writer, node: Node) -> Written:
         operands: list[str | np.ndarray] = []
@@ -127,6 +127,8 @@ def _binary(operator: str) -> Callable[[Writer, Node], Written]:
                     break
         if node.attributes.get("reversed"):
             operands.reverse()
+        if len(operands) == 1 and operator in ("Max", "Min") and node.native_op == operator:
+            return _identity(writer, node)
         if len(operands) < 2 or (len(operands) > 2 and operator not in ("Add", "Mul", "Max", "Min")):
             raise Untranslatable(f"the source's {kind(node)} has {len(operands)} operands")
         factor = number(node.attributes, "alpha")

@@ -7,10 +7,12 @@ Does not apply where the wrong kernel is a single operator's, or the format has 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+
+from trueport.diagnosis.region import Inside
 from trueport.diagnosis.types import Cause
-from trueport.frameworks._base import EditDict
 from trueport.repairs.scene import Scene
-from trueport.repairs.types import Proposal
+from trueport.repairs.types import Edit, Proposal
 
 NAME = "RT runtime"
 CAUSES = frozenset({Cause.RUNTIME})
@@ -22,22 +24,31 @@ def propose(scene: Scene) -> list[Proposal] | str:
         return "the runtime's kernels agree with the traced values"
     if scene.format != "onnx":
         return f"a {scene.format} file has no way to keep its runtime from a kernel; run it with another one"
-    graph = scene.pair.target.graph
     region = {node.name for node in scene.blamed} | set(scene.finding.region)
-    proposals: list[Proposal] = []
+    edits = barriers(scene.theirs, region)
+    proposals = [Proposal(edits=(edit,), doubt=0.1 * place) for place, edit in enumerate(edits)]
+    return proposals or "the operator that is computed wrongly is a single one"
+
+
+def barriers(inside: Inside, region: Collection[str]) -> Iterator[Edit]:
+    """A barrier on each edge between two of these operators of an ONNX model, the last edge first."""
+    graph = inside.graph
     for node in reversed([node for node in graph.nodes if node.name in region]):
-        for value in scene.theirs.data(node):
+        for value in inside.data(node):
             made = graph.producer(value)
             if made is None or made.name not in region:
                 continue
-            change: EditDict = {
-                "kind": "insert",
-                "value": value,
-                "steps": [{"operator": "Max", "attributes": {}, "constants": []}],
-                "readers": [node.name],
-            }
-            reason = f"the runtime fuses {made.op} and {node.op}, and is wrong when it does"
-            after = f"{made.op}, Max of one operand, {node.op}: not fused"
-            edit = scene.edit(NAME, node.name, f"{made.op}, {node.op}", after, reason, change)
-            proposals.append(Proposal(edits=(edit,), doubt=0.1 * len(proposals)))
-    return proposals or "the operator that is computed wrongly is a single one"
+            yield Edit(
+                rule=NAME,
+                kind="insert",
+                where=node.shown,
+                before=f"{made.op}, {node.op}",
+                after=f"{made.op}, Max of one operand, {node.op}: not fused",
+                reason=f"the runtime fuses {made.op} and {node.op}, and is wrong when it does",
+                change={
+                    "kind": "insert",
+                    "value": value,
+                    "steps": [{"operator": "Max", "attributes": {}, "constants": []}],
+                    "readers": [node.name],
+                },
+            )

@@ -34,8 +34,8 @@ from trueport.repairs.types import Edit, Proposal
 NAME = "CG structure"
 CAUSES = frozenset({Cause.STRUCTURE})
 
-CERTAIN, LIKELY, GUESS = 0.0, 0.05, 0.3
-"""Doubt: proven by the values; told by the graphs; neither."""
+CERTAIN, LIKELY, GUESS, FOREIGN = 0.0, 0.05, 0.3, 0.7
+"""Doubt: proven by the values; told by the graphs; neither; an operator that the source has not got there."""
 
 FAMILIES: tuple[frozenset[str], ...] = (
     frozenset({*ACTIVATIONS, "Clip", "Exp", "Identity", "Erf"}),
@@ -242,6 +242,7 @@ def _solved(scene: Scene, stretch: Stretch) -> Iterator[Proposal]:
         change: EditDict = {"kind": "set-operator", "node": node.name, "operator": operator, "attributes": attributes}
         reason = f"{operator} of what it reads is what the source has here"
         yield _proposal(scene.edit(NAME, node.name, kind(node), operator, reason, change), LIKELY - 0.01)
+    held = {one for node in stretch.ours for one in kinds(node)}
     for number, found in enumerate(solver.solve()):
         need = found.need
         turned = solver.exchanged(found)
@@ -251,6 +252,8 @@ def _solved(scene: Scene, stretch: Stretch) -> Iterator[Proposal]:
             yield _proposal(scene.edit(NAME, turned.name, before, before[::-1], reason, change), 0.02)
         # An operator of one operand may also undo what another one does wrongly: that one is to be changed first.
         doubt = 0.01 if found.idle else 0.03 if found.other else GUESS - 0.02
+        if not found.other and found.operator not in held:
+            doubt = FOREIGN  # it fits these values, and the source has none here: the source's own operators go first
         doubt += 0.002 * number
         if number >= MOST:
             return
