@@ -86,6 +86,15 @@ PAIRS = (
     Pair(name="keras → onnx, by tflite", zoo="keras", source="", target="tflite-keras,tf2onnx-tflite", names=False),
     Pair(name="tflite → onnx", zoo="keras", source="tflite-keras", target="tf2onnx-keras", names=False),
     Pair(name="onnx → tflite", zoo="keras", source="tf2onnx-keras", target="tflite-keras", names=False),
+    Pair(name="onnx → openvino", zoo="torch", source=SCRIPT, target=f"{SCRIPT},openvino-onnx", names=True),
+    Pair(name="torch → openvino", zoo="torch", source="", target="openvino-torch", names=False),
+    Pair(
+        name="tflite → openvino",
+        zoo="keras",
+        source="tflite-keras",
+        target="tflite-keras,openvino-tflite",
+        names=False,
+    ),
     Pair(
         name="keras → onnx, sibling by torch",
         zoo="keras",
