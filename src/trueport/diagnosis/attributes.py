@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from trueport.diagnosis import coreml_words
 from trueport.diagnosis.operators import kind
 from trueport.diagnosis.region import Inside
 from trueport.graph import Node
@@ -145,11 +146,16 @@ _IMPLIED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "MaxPool": {"ceil_mode": 0},
         "Softmax": {"axis": -1, "beta": 1.0},
     },
+    "openvino": {
+        "Resize": {"exclude_outside": 0},
+        "Softmax": {"beta": 1.0},
+    },
     "pytorch": {
         "CumSum": {"exclusive": 0, "reverse": 0},
         "HardSigmoid": {"alpha": 1 / 6, "beta": 0.5},
         "Softmax": {"beta": 1.0},
     },
+    "coreml": {"Gemm": {"alpha": 1.0, "beta": 1.0}, "Softmax": {"beta": 1.0}},
     "torchscript": {"HardSigmoid": {"alpha": 1 / 6, "beta": 0.5}, "Softmax": {"beta": 1.0}},
 }
 """Format -> kind -> attributes that the format does not have, and what its operators do."""
@@ -179,6 +185,10 @@ def typed(inside: Inside, node: Node) -> dict[str, Any]:
 def _given(inside: Inside, node: Node) -> dict[str, Any]:
     """Attributes as shown, and those that ONNX takes as operands."""
     given = {key: value for key, value in node.attributes.items() if value is not None}
+    if inside.format == "coreml":
+        data = inside.shape(inside.data(node)[0]) if inside.data(node) else None
+        given = coreml_words.translated(node.native_op, given, None if data is None else len(data))
+        given = {key: value for key, value in given.items() if value is not None}
     operands = _OPERANDS.get(node.op, {}) if inside.format in ("onnx", "fake") else {}
     if node.native_op in ("StridedSlice", "STRIDED_SLICE"):
         operands = _STRIDED

@@ -45,6 +45,10 @@ _WEIGHTS: Mapping[str, str] = {
     "DepthwiseConv2dNative": "*IM",
     "Conv2DBackpropInput": "*OI",
     "Conv3DBackpropInputV2": "*OI",
+    "Convolution": "OI*",
+    "GroupConvolution": "OI*",
+    "ConvolutionBackpropData": "IO*",
+    "GroupConvolutionBackpropData": "IO*",
     "Dense": "IO",
     "BatchMatMul": "IO",
     "BatchMatMulV2": "IO",
@@ -55,13 +59,17 @@ _WEIGHTS: Mapping[str, str] = {
     "TRANSPOSE_CONV": "O*I",
     "FULLY_CONNECTED": "OI",
     "BATCH_MATMUL": "IO",
+    "conv": "OI*",
+    "conv_transpose": "IO*",
+    "linear": "OI",
+    "matmul": "IO",
 }
 """Native operator -> axes of its weights: O out, I in, M channel multiplier, 1 a single one, * the spatial axes."""
 
-_TRANSPOSED = ("transB", "transpose_b", "adj_y")
+_TRANSPOSED = ("transB", "transpose_b", "adj_y", "transpose_y")
 """Attributes that exchange the two axes of a matrix, where an operator has the choice."""
 
-_CHOOSE = ("Gemm", "MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "BATCH_MATMUL")
+_CHOOSE = ("Gemm", "MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "BATCH_MATMUL", "matmul")
 
 
 def axes_of(parameter: Parameter) -> str | None:

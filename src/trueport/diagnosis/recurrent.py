@@ -19,13 +19,19 @@ KINDS = ("LSTM", "GRU", "RNN")
 
 _ORDERS: Mapping[tuple[str, str], str] = {
     ("LSTM", "onnx"): "iofc",
+    ("LSTM", "openvino"): "fico",
     ("LSTM", "torch"): "ifco",
     ("LSTM", "keras"): "ifco",
     ("LSTM", "tflite"): "ifco",
+    ("LSTM", "coreml"): "ifoc",
+    ("GRU", "coreml"): "rhz",
+    ("RNN", "coreml"): "h",
     ("GRU", "onnx"): "zrh",
+    ("GRU", "openvino"): "zrh",
     ("GRU", "torch"): "rzh",
     ("GRU", "keras"): "zrh",
     ("RNN", "onnx"): "h",
+    ("RNN", "openvino"): "h",
     ("RNN", "torch"): "h",
     ("RNN", "keras"): "h",
 }
@@ -71,6 +77,10 @@ def _family(parameter: Parameter) -> str:
     name = native(parameter.node)
     if name.startswith("aten."):
         return "torch"
+    if name in ("lstm", "gru", "rnn"):
+        return "coreml"
+    if name.endswith("Sequence"):
+        return "openvino"
     if "SEQUENCE" in name or (name.isupper() and name not in KINDS):
         return "tflite"
     return "onnx" if parameter.array.ndim == 3 else "keras"
@@ -149,7 +159,45 @@ def _tflite(floats: Sequence[Parameter], order: str) -> tuple[Cell, ...]:
     return (Cell("cell 0", blocks, order, tuple(item.stored for item in (*matrices, *vectors)), slots),)
 
 
-_READERS = {"torch": _torch, "keras": _keras, "onnx": _onnx, "tflite": _tflite}
+def _coreml(floats: Sequence[Parameter], order: str) -> tuple[Cell, ...]:
+    matrices = [item for item in floats if item.array.ndim == 2]
+    rows = max(len(item.array) for item in matrices)  # states are smaller
+    matrices = [item for item in matrices if len(item.array) == rows]
+    vectors = [item for item in floats if item.array.shape == (rows,)]
+    found = []
+    for place in range(len(matrices) // 2):
+        parts = {"W": matrices[2 * place], "R": matrices[2 * place + 1]}
+        if len(vectors) == len(matrices) // 2:
+            parts["Wb"] = vectors[place]
+        blocks: dict[tuple[str, str], np.ndarray] = {}
+        for part, item in parts.items():
+            blocks |= _blocks(part, item.array, order)
+        slots = {part: item.stored for part, item in parts.items()}
+        found.append(Cell(f"cell {place}", blocks, order, tuple(slots.values()), slots))
+    return tuple(found)
+
+
+def _openvino(floats: Sequence[Parameter], order: str) -> tuple[Cell, ...]:
+    """[directions, gates * hidden, in]; one bias, both added up, and behind it the hidden gate's second one where it has its own."""
+    kernel, recurrent = [item for item in floats if item.array.ndim == 3][-2:]
+    biases = [item for item in floats if item.array.ndim == 2 and item.slot > recurrent.slot]
+    found = []
+    for direction in range(len(kernel.array)):
+        blocks = _blocks("W", kernel.array[direction], order) | _blocks("R", recurrent.array[direction], order)
+        slots = {"W": kernel.stored, "R": recurrent.stored}
+        if biases:
+            hidden = recurrent.array.shape[-1]
+            row = np.asarray(biases[0].array[direction], np.float64)
+            blocks |= _blocks("Wb", row[: hidden * len(order)], order)
+            if row.size > hidden * len(order):
+                blocks["Rb", order[-1]] = row[-hidden:]
+            slots["Wb"] = biases[0].stored
+        label = f"direction {direction}" if len(kernel.array) > 1 else "cell 0"
+        found.append(Cell(label, blocks, order, tuple(slots.values()), slots))
+    return tuple(found)
+
+
+_READERS = {"coreml": _coreml, "torch": _torch, "keras": _keras, "onnx": _onnx, "openvino": _openvino, "tflite": _tflite}
 
 
 @dataclass(frozen=True, slots=True)
