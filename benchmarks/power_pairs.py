@@ -95,6 +95,18 @@ PAIRS = (
         target="tflite-keras,openvino-tflite",
         names=False,
     ),
+    Pair(name="torch → coreml", zoo="torch", source="", target="coreml-torch", names=True),
+    Pair(name="torch → coreml, trace", zoo="torch", source="", target="coreml-trace", names=False),
+    Pair(name="onnx → coreml", zoo="torch", source=SCRIPT, target="coreml-torch", names=False),
+    Pair(name="keras → coreml", zoo="keras", source="", target="coreml-keras", names=False),
+    Pair(name="keras → coreml, by torch", zoo="keras", source="", target="coreml-keras-torch", names=False),
+    Pair(
+        name="savedmodel → coreml",
+        zoo="keras",
+        source="keras-savedmodel",
+        target="keras-savedmodel,coreml-savedmodel",
+        names=False,
+    ),
     Pair(
         name="keras → onnx, sibling by torch",
         zoo="keras",
