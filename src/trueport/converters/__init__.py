@@ -5,6 +5,7 @@ from __future__ import annotations
 from trueport.converters import (
     coreml,
     executorch,
+    jax_export,
     keras_export,
     litert_torch,
     onnx2tf,
@@ -28,6 +29,7 @@ CONVERTERS = {
     "onnx2torch": onnx2torch,
     "onnx2tf": onnx2tf,
     "onnx_keras": onnx_keras,
+    "jax_export": jax_export,
     "onnx_passes": onnx_passes,
     "openvino": openvino,
     "coreml": coreml,
