@@ -25,7 +25,7 @@ from trueport.opening import Model, open_feeds, open_model, open_session
 from trueport.outcome import Failure, Stage
 from trueport.session import Session, Settings, framework_of
 
-PLANTERS = ("coreml", "keras", "onnx", "tensorflow", "tflite", "torch")
+PLANTERS = ("coreml", "keras", "onnx", "openvino", "tensorflow", "tflite", "torch")
 """Frameworks that have a planter: `planting/NAME_faults.py`."""
 
 ABOVE = 10.0
