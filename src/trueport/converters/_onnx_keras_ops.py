@@ -34,8 +34,7 @@ def _bias_behind(graph: Graph, node: Node, units: int) -> tuple[Any, str | None]
     reader = graph.readers.get(name)
     if graph.uses.get(name) != 1 or reader is None or reader.op_type != "Add":
         return None, None
-    other = next((item for item in reader.input if item != name), None)
-    array = graph.constants.get(other)
+    array = next((graph.constants.get(item) for item in reader.input if item != name), None)
     if array is None or array.dtype.kind != "f" or array.size != units or array.shape[-1:] != (units,):
         return None, None
     if array.ndim > len(graph.values[node.inputs[0]].order):
@@ -385,8 +384,8 @@ def _expand(graph: Graph, node: Node) -> None:
     if target is None:
         raise Unsupported("its shape is computed from the input's values")
     wanted = [None if size is None else int(size) for size in np.ravel(target)]
-    shape = [1] * (len(wanted) - len(tensor.shape)) + list(tensor.shape)
-    wanted = [1] * (len(shape) - len(wanted)) + wanted
+    shape: list[int | None] = [*[1] * (len(wanted) - len(tensor.shape)), *tensor.shape]
+    wanted = [*[1] * (len(shape) - len(wanted)), *wanted]
     sizes = [have if want in (1, have) else want for have, want in zip(shape, wanted)]
     if sizes == list(tensor.shape):
         made = tensor

@@ -162,6 +162,7 @@ def _onnx(source: str, out: str, options: Mapping[str, Any]) -> ConvertReply:
         )
     except NotImplementedError as error:
         raise Unsupported(f"jax2onnx: {(str(error).splitlines() or ['not implemented'])[0][:300]}") from error
+    _lower_pools(model)
     onnx.checker.check_model(model)
     for kind, items, wanted in (("inputs", model.graph.input, names), ("outputs", model.graph.output, outputs)):
         if [item.name for item in items] != wanted:
@@ -169,3 +170,78 @@ def _onnx(source: str, out: str, options: Mapping[str, Any]) -> ConvertReply:
             raise InvalidOutput(f"jax2onnx wrote the {kind} {found} for {', '.join(wanted)}")
     onnx.save(model, out)
     return ConvertReply(notes=[], names={})
+
+
+def _lower_pools(model: Any) -> None:
+    """Rewrite pools over all axes, as jax2onnx leaves them, into pools over the axes that have a window.
+
+    ONNX Runtime pools over three axes at most, and behind a batch and a channel axis only.
+    """
+    from onnx import helper
+
+    graph = model.graph
+    for pool in [node for node in graph.node if node.op_type in ("MaxPool", "AveragePool")]:
+        at = {item.name: helper.get_attribute_value(item) for item in pool.attribute}
+        kernel = list(at["kernel_shape"])
+        rank = len(kernel)
+        if rank < 4:
+            continue
+        neutral = {"strides": [1] * rank, "dilations": [1] * rank, "pads": [0] * (2 * rank)}
+        lists = {name: list(at.get(name, value)) for name, value in neutral.items()}
+        pads = list(zip(lists["pads"][:rank], lists["pads"][rank:]))
+        windows = [axis for axis in range(rank) if (kernel[axis], lists["strides"][axis], pads[axis]) != (1, 1, (0, 0))]
+        source, result = _bare(graph, pool)
+        if not 1 <= len(windows) <= 3 or rank - len(windows) != 2 or source is None or result is None:
+            raise Unsupported(f"jax2onnx writes '{pool.name}' as a pool over {rank} axes, which ONNX Runtime lacks")
+        order = [axis for axis in range(rank) if axis not in windows] + windows
+        settings = {name: [values[axis] for axis in windows] for name, values in lists.items() if name != "pads"}
+        settings["pads"] = [pads[axis][side] for side in (0, 1) for axis in windows]
+        kept = {name: value for name, value in at.items() if name in ("ceil_mode", "count_include_pad")}
+        moved, made = f"{pool.name}_moved", f"{pool.name}_made"
+        nodes = [
+            helper.make_node("Transpose", [source], [moved], perm=order),
+            helper.make_node(
+                pool.op_type,
+                [moved],
+                [made],
+                name=pool.name,
+                kernel_shape=[kernel[a] for a in windows],
+                **settings,
+                **kept,
+            ),
+            helper.make_node("Transpose", [made], [result], perm=[order.index(axis) for axis in range(rank)]),
+        ]
+        place = list(graph.node).index(pool)
+        _drop(graph, result)
+        place = min(place, len(graph.node))
+        for node in reversed(nodes):
+            graph.node.insert(place, node)
+        _drop_unused(graph)
+
+
+def _bare(graph: Any, pool: Any) -> tuple[str | None, str | None]:
+    """What a pool reads and gives, behind the two axes that jax2onnx puts in front and takes away again."""
+    makers = {name: node for node in graph.node for name in node.output}
+    readers = {name: node for node in graph.node for name in node.input}
+    source, result = pool.input[0], pool.output[0]
+    while source in makers and makers[source].op_type == "Unsqueeze":
+        source = makers[source].input[0]
+    while result in readers and readers[result].op_type == "Squeeze":
+        result = readers[result].output[0]
+    return (source, result) if source != pool.input[0] and result != pool.output[0] else (None, None)
+
+
+def _drop(graph: Any, result: str) -> None:
+    """Remove the node that gives this value."""
+    graph.node.remove(next(node for node in graph.node if result in node.output))
+
+
+def _drop_unused(graph: Any) -> None:
+    """Remove nodes that nobody reads."""
+    while True:
+        read = {name for node in graph.node for name in node.input} | {item.name for item in graph.output}
+        idle = [node for node in graph.node if not any(name in read for name in node.output)]
+        if not idle:
+            return
+        for node in idle:
+            graph.node.remove(node)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trueport.frameworks import coreml, executorch, fake, keras, onnx, openvino, tensorflow, tflite, torch, tvm
+from trueport.frameworks import coreml, executorch, fake, jax, keras, onnx, openvino, tensorflow, tflite, torch, tvm
 
 FRAMEWORKS = {
     "fake": fake,
@@ -15,5 +15,6 @@ FRAMEWORKS = {
     "tensorflow": tensorflow,
     "tflite": tflite,
     "openvino": openvino,
+    "jax": jax,
 }
 """Order matters where two could claim one file: the earlier is asked first."""

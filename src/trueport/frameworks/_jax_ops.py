@@ -128,6 +128,17 @@ def _compare(run: Evaluator, op: Op, given: Sequence[Any], env: Any) -> list[Any
     return [getattr(lax, op.attributes["comparison_direction"].lower())(*given)]
 
 
+def _select(run: Evaluator, op: Op, given: Sequence[Any], env: Any) -> list[Any]:
+    from jax import lax
+
+    wanted, yes, no = given
+    if yes.dtype != bool:
+        return [lax.select(wanted, yes, no)]
+    wanted = lax.broadcast(wanted, yes.shape) if wanted.ndim < yes.ndim else wanted
+    # the same in the operators of logic: ONNX Runtime does not choose between truth values
+    return [lax.bitwise_or(lax.bitwise_and(wanted, yes), lax.bitwise_and(lax.bitwise_not(wanted), no))]
+
+
 def _convert(run: Evaluator, op: Op, given: Sequence[Any], env: Any) -> list[Any]:
     from jax import lax
 
@@ -300,6 +311,15 @@ def _reduce_window(run: Evaluator, op: Op, given: Sequence[Any], env: Any) -> li
     return [made] if count == 1 else list(made)
 
 
+def _arg(run: Evaluator, op: Op, given: Sequence[Any], env: Any) -> list[Any]:
+    from jax import lax
+
+    axis, largest = op.attributes["axis"], op.kind == "argmax"
+    value = (lax.reduce_max if largest else lax.reduce_min)(given[0], (axis,))
+    index = (lax.argmax if largest else lax.argmin)(given[0], axis, np.dtype(op.types[1].dtype))
+    return [value, index]
+
+
 def _index_last(indices: Any, place: int) -> Any:
     from jax import numpy as jnp
 
@@ -401,7 +421,7 @@ _NAMES = {
     "not": "bitwise_not", "and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor", "is_finite": "is_finite",
     "subtract": "sub", "divide": "div", "power": "pow", "maximum": "max", "minimum": "min", "remainder": "rem",
     "atan2": "atan2", "shift_left": "shift_left", "shift_right_logical": "shift_right_logical",
-    "shift_right_arithmetic": "shift_right_arithmetic", "select": "select", "clamp": "clamp", "erf": "erf",
+    "shift_right_arithmetic": "shift_right_arithmetic", "clamp": "clamp", "erf": "erf",
 }  # fmt: skip
 
 
@@ -424,6 +444,7 @@ HANDLERS: Mapping[str, Callable[..., Sequence[Any]]] = {
     "size": _size,
     "compare": _compare,
     "convert": _convert,
+    "select": _select,
     "broadcast_in_dim": _broadcast,
     "dynamic_broadcast_in_dim": _broadcast,
     "reshape": _reshape,
@@ -443,6 +464,8 @@ HANDLERS: Mapping[str, Callable[..., Sequence[Any]]] = {
     "convolution": _convolution,
     "reduce": _reduce,
     "reduce_window": _reduce_window,
+    "argmax": _arg,
+    "argmin": _arg,
     "gather": _gather,
     "dynamic_gather": _gather,
     "scatter": _scatter,

@@ -6,7 +6,7 @@ they would make every value depend on the inputs, and hide the function among th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Union
 
 import numpy as np
@@ -14,10 +14,10 @@ import numpy as np
 from trueport.frameworks._base import SpecDict, Unsupported
 from trueport.frameworks._jax_program import Op
 
-Size = Union[int, str, tuple]
+Size = Union[int, str, tuple[Any, ...]]
 """A number, the name of a symbol, or (operation, Size, Size)."""
 
-_ARITHMETIC = {
+_ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = {
     "add": lambda a, b: a + b,
     "subtract": lambda a, b: a - b,
     "multiply": lambda a, b: a * b,
@@ -36,7 +36,29 @@ _FIRST = {
 def fold(ops: Sequence[Op], inputs: Sequence[SpecDict], constants: Mapping[str, np.ndarray]) -> tuple[Op, ...]:
     """The operators without those that only work on sizes; lists of sizes stand in attribute `sizes`."""
     shapes = {spec["name"]: spec["shape"] for spec in inputs}
-    return tuple(_fold(ops, {}, shapes, constants))
+    return tuple(_named(_fold(ops, {}, shapes, constants)))
+
+
+_ARG = ["and", "compare", "compare", "compare", "compare", "or", "or", "select", "select"]
+"""The operators with which JAX writes that the larger of two values wins, or a NaN, and of equal ones the earlier."""
+
+
+def _named(ops: Sequence[Op]) -> list[Op]:
+    """The same with reductions that are `argmax` or `argmin` named so: they give the value and where it stands."""
+    makers = {name: op for op in ops for name in op.outputs}
+    made = []
+    for op in ops:
+        axes = op.attributes.get("dimensions", [])
+        if op.kind == "reduce" and len(op.outputs) == 2 and len(axes) == 1:
+            counter = makers.get(op.inputs[1])
+            inner = op.blocks[0].ops
+            first = next((item.attributes["comparison_direction"] for item in inner if item.kind == "compare"), "")
+            counts = counter is not None and counter.attributes.get("iota_dimension") == axes[0]
+            if counts and sorted(item.kind for item in inner) == _ARG and first in ("GT", "LT"):
+                kind = "argmax" if first == "GT" else "argmin"
+                op = op._replace(kind=kind, inputs=op.inputs[:1], attributes={"axis": axes[0]}, blocks=())
+        made.append(op)
+    return made
 
 
 def _fold(
@@ -44,9 +66,6 @@ def _fold(
 ) -> list[Op]:
     made: list[Op] = []
     shown: set[str] = set()
-
-    def sizes(name: str) -> np.ndarray | None:
-        return known.get(name, constants.get(name))
 
     for op in ops:
         if op.kind == "get_dimension_size" and op.inputs[0] in shapes:
@@ -57,8 +76,9 @@ def _fold(
             known[op.outputs[0]] = found
             continue
         first = _FIRST.get(op.kind)
-        if first is not None and all(sizes(name) is not None for name in op.inputs[first:]):
-            lists = [[_size(item) for item in np.ravel(sizes(name))] for name in op.inputs[first:]]
+        if first is not None and all(name in known or name in constants for name in op.inputs[first:]):
+            arrays = [known[name] if name in known else constants[name] for name in op.inputs[first:]]
+            lists = [[_size(item) for item in np.ravel(array)] for array in arrays]
             op = op._replace(inputs=op.inputs[:first], attributes={**op.attributes, "sizes": lists})
         blocks = tuple(
             block._replace(ops=tuple(_fold(block.ops, dict(known), shapes, constants))) for block in op.blocks
@@ -99,10 +119,11 @@ def _work(op: Op, known: Mapping[str, np.ndarray], constants: Mapping[str, np.nd
     if len(arrays) < len(given):
         return None
     first = arrays[0]
+    target = tuple(size or 0 for size in op.types[0].shape)  # lists of sizes have a fixed length
     if op.kind in ("convert", "reshape"):
-        return first.reshape(op.types[0].shape) if op.kind == "reshape" else first
+        return first.reshape(target) if op.kind == "reshape" else first
     if op.kind == "broadcast_in_dim" and first.size == 1:
-        return np.broadcast_to(first.reshape((1,) * len(op.types[0].shape)), op.types[0].shape)
+        return np.broadcast_to(first.reshape((1,) * len(target)), target)
     if op.kind == "concatenate":
         return np.concatenate([array.astype(object) for array in arrays])
     if op.kind == "slice":

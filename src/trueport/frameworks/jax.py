@@ -43,7 +43,8 @@ _ONNX = {
     "dynamic_pad": "Pad", "broadcast_in_dim": "Expand", "dynamic_broadcast_in_dim": "Expand", "convolution": "Conv",
     "gather": "Gather", "dynamic_gather": "Gather", "clamp": "Clip", "while": "Loop", "if": "If", "and": "And",
     "or": "Or", "xor": "Xor", "not": "Not", "round_nearest_even": "Round", "output": "Identity", "erf": "Erf",
-    "iota": "Range", "dynamic_iota": "Range", "get_dimension_size": "Shape", "scatter": "ScatterND",
+    "iota": "Range", "dynamic_iota": "Range", "argmax": "ArgMax", "argmin": "ArgMin",
+    "get_dimension_size": "Shape", "scatter": "ScatterND",
 }  # fmt: skip
 _COMPARED = {"EQ": "Equal", "GE": "GreaterOrEqual", "GT": "Greater", "LE": "LessOrEqual", "LT": "Less"}
 _REDUCED = {"add": "ReduceSum", "maximum": "ReduceMax", "minimum": "ReduceMin", "multiply": "ReduceProd"}
@@ -62,7 +63,7 @@ def signature(path: str, *, trust: bool) -> SignatureDict:
             raise Unsupported(
                 f"{path}: '{spec['name']}' holds values of type {spec['dtype']}, which cannot be handed over"
             )
-    inputs = [SpecDict(**spec) for spec in program.inputs]  # type: ignore[typeddict-item]
+    inputs = [SpecDict(**spec) for spec in program.inputs]
     limits = programs.index_limits(program)
     for spec in inputs:
         if spec["name"] in limits and "int" in spec["dtype"]:
