@@ -277,10 +277,27 @@ def _meta(spec: Any, kind: str, network: Any, rank5: bool, constants: dict[str, 
         "preprocessing": [str(item.WhichOneof("preprocessor")) for item in network.preprocessing],
         "layers": dict(Counter(kind_of(layer) for layer in network.layers).most_common()),
     }
+    notes = []
     if kind == "neuralNetworkClassifier":
         meta["classes"] = len(_labels(network))
-        meta["notes"] = [f"the label '{spec.description.predictedFeatureName}' is the name of the largest score"]
+        notes.append(f"the label '{spec.description.predictedFeatureName}' is the name of the largest score")
+    flat = [layer.name for layer in network.layers if _lacks_channels(layer)]
+    if flat:
+        notes.append(
+            f"the activation '{flat[0]}' ({len(flat)} such) has one number per channel and a value of rank 1 or 2, for "
+            "which the format names no channel; the axis of that length is taken"
+        )
+    if notes:
+        meta["notes"] = notes
     return meta
+
+
+def _lacks_channels(layer: Any) -> bool:
+    """Whether an activation has weights by channel, and its input, where the file tells its rank, has no channel axis."""
+    if layer.WhichOneof("layer") != "activation" or not layer.inputTensor:
+        return False
+    kind = layer.activation.WhichOneof("NonlinearityType")
+    return kind in ("PReLU", "parametricSoftplus") and 0 < layer.inputTensor[0].rank < 3
 
 
 def _labels(network: Any) -> Any:

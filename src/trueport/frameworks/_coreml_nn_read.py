@@ -136,13 +136,13 @@ class Reader:
         label = self._label(layer, kind)
         message = getattr(layer, kind)
         attributes, _ = fields(message, kind)
-        if "conditionVar" in attributes:
-            attributes["conditionVar"] = inside.get(attributes["conditionVar"], attributes["conditionVar"])
         blocks = []
         for field in NESTED[kind]:
             network = getattr(message, field)
             operations = [self._inner(inner, inside, label) for inner in network.layers] if network.layers else []
             blocks.append(Block([], [], operations))
+        if "conditionVar" in attributes:
+            attributes["conditionVar"] = inside.get(attributes["conditionVar"], attributes["conditionVar"])
         arguments = {"x": [inside.get(name, name) for name in layer.input]} if layer.input else {}
         results = list(dict.fromkeys(inside.get(name, name) for name in written(layer)))
         return Operation(label, PREFIX + kind, arguments, results, [Type() for _ in results], attributes, blocks)

@@ -27,6 +27,10 @@ def _convolution3d(a: Attributes) -> Shape:
     return (a["outputChannels"], a["inputChannels"] // a["nGroups"], *kernel)
 
 
+def _channels(a: Attributes) -> Shape:
+    return (a["outputChannels"],)
+
+
 SHAPES: dict[tuple[str, str], Callable[[Attributes], Shape]] = {
     ("convolution", "weights"): _convolution,
     ("convolution3d", "weights"): _convolution3d,
@@ -40,18 +44,28 @@ SHAPES: dict[tuple[str, str], Callable[[Attributes], Shape]] = {
     ("bias", "bias"): lambda a: tuple(a["shape"]),
     ("loadConstant", "data"): lambda a: (1, 1, *a["shape"]),
     ("loadConstantND", "data"): lambda a: tuple(a["shape"]) or (1,),
+    **{(layer, "bias"): _channels for layer in ("convolution", "convolution3d", "innerProduct", "embedding")},
+    ("embeddingND", "bias"): lambda a: (a["embeddingSize"],),
+    ("batchedMatmul", "bias"): lambda a: (a["weightMatrixSecondDimension"],),
+    **{("batchnorm", field): lambda a: (a["channels"],) for field in ("gamma", "beta", "mean", "variance")},
     ("layerNormalization", "gamma"): lambda a: tuple(a["normalizedShape"]),
     ("layerNormalization", "beta"): lambda a: tuple(a["normalizedShape"]),
 }
-"""(layer, field) -> shape of the stored values; a field that is not here holds a vector."""
+"""(layer, field) -> shape of the stored values. Weights of an activation are not here: a vector as long as what is stored."""
+_RECURRENT = {
+    "WeightMatrix": ("outputVectorSize", "inputVectorSize"),
+    "RecursionMatrix": ("outputVectorSize", "outputVectorSize"),
+    "BiasVector": ("outputVectorSize",),
+    "PeepholeVector": ("outputVectorSize",),
+}
+"""End of a recurrent layer's field -> the fields that give its sizes."""
 
 
 def shape_of(layer: str, field: str, attributes: Attributes, count: int) -> Shape:
     """Return the shape of a weight with `count` stored values."""
-    if field.endswith("WeightMatrix") or field == "weightMatrix":
-        return (attributes["outputVectorSize"], attributes["inputVectorSize"])
-    if field.endswith("RecursionMatrix") or field == "recursionMatrix":
-        return (attributes["outputVectorSize"], attributes["outputVectorSize"])
+    for ending, sizes in _RECURRENT.items():
+        if field.lower().endswith(ending.lower()):
+            return tuple(attributes[size] for size in sizes)
     known = SHAPES.get((layer, field))
     return known(attributes) if known else (count,)
 
