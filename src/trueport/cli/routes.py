@@ -15,6 +15,7 @@ from trueport import routes as planning
 from trueport.artifact import Artifact, offered
 from trueport.cli import _output as output
 from trueport.errors import UsageError
+from trueport.frameworks._base import Step
 from trueport.session import formats
 
 
@@ -48,22 +49,27 @@ def routes(
 
 
 def _steps(console: Console, targets: set[str] | None) -> None:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("step", "from", "to", "toolchain", "precisions", "limits"):
-        table.add_column(column, overflow="fold")
+    """The steps, pair of formats by pair of formats; a name is never broken, so that it can be copied."""
+    pairs: dict[tuple[str, str], list[Step]] = {}
     for step in planning.steps().values():
-        if step.source_format == "fake" or (targets is not None and step.target_format not in targets):
-            continue
-        limits = [] if step.max_opset is None else [f"opset ≤ {step.max_opset}"]
-        limits += [] if step.dynamic_shapes else ["fixed shapes"]
-        limits += ["Keras 2 files"] if step.legacy_keras else []
-        limits += [step.note] if step.note else []
-        table.add_row(
-            step.name,
-            step.source_format,
-            step.target_format,
-            step.toolchain,
-            ", ".join(step.precisions),
-            Text("; ".join(limits)),
-        )
-    console.print(table)
+        if step.source_format != "fake" and (targets is None or step.target_format in targets):
+            pairs.setdefault((step.source_format, step.target_format), []).append(step)
+    width = max((len(step.name) for found in pairs.values() for step in found), default=0)
+    for (source, target), found in pairs.items():
+        console.print(Text(f"{source} → {target}", style="bold"))
+        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+        table.add_column(width=2)
+        table.add_column(no_wrap=True, min_width=width)
+        table.add_column(overflow="fold")
+        for step in found:
+            table.add_row("", step.name, Text(_limits(step), style="dim"))
+        console.print(table)
+
+
+def _limits(step: Step) -> str:
+    said = [f"in {step.toolchain}"]
+    said += [] if step.precisions == ("float32",) else [", ".join(step.precisions)]
+    said += [] if step.max_opset is None else [f"opset ≤ {step.max_opset}"]
+    said += [] if step.dynamic_shapes else ["fixed shapes"]
+    said += ["Keras 2 files"] if step.legacy_keras else []
+    return "; ".join([*said, *([step.note] if step.note else [])])
