@@ -28,6 +28,7 @@ LAYERS = (
     ("conversion",),
     ("diagnosis",),
     ("repairs",),
+    ("zoo",),
     ("opening",),
     ("results", "api"),
     ("report", "demo", "testing"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from trueport import conversion, publish, tracing, verification
+from trueport import conversion, publish, tracing, verification, zoo
 from trueport import routes as planning
 from trueport.artifact import Artifact, Signature, offered
 from trueport.compare.types import Verdict, Verification
@@ -366,7 +366,9 @@ def is_legacy(model: Artifact) -> bool:
 def default_output(source: Model, model: Artifact, to: str) -> Path:
     """Return `NAME.SUFFIX` in the current folder."""
     stem = (
-        model.path.name.split(".")[0] if not isinstance(source, str) or ":" not in source else source.rpartition(":")[2]
+        model.path.name.split(".")[0]
+        if not isinstance(source, str) or ":" not in source or zoo.is_name(source)
+        else source.rpartition(":")[2]
     )
     suffix = framework_of(to).SUFFIXES[to]
     name = f"{stem}{suffix}" if suffix else f"{stem}_{to}"

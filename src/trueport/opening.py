@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from trueport import feeds, live, verification
+from trueport import feeds, live, verification, zoo
 from trueport.artifact import Artifact, Signature
 from trueport.errors import UntrustedError, UsageError
 from trueport.feeds import Feeds
@@ -48,6 +48,12 @@ def open_model(
         return model
     if format is not None:
         framework_of(format)
+    if zoo.is_name(model):
+        if checkpoint is not None:
+            raise UsageError(
+                "--checkpoint goes with package.module:factory; a zoo model has weights=random or weights=hub"
+            )
+        return zoo.open_name(session, str(model))
     if isinstance(model, str) and FACTORY.match(model) and not Path(model).exists():
         return _materialise(session, model, checkpoint, example)
     if isinstance(model, (str, Path)):

@@ -8,9 +8,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from trueport import api, results
+from trueport import api, results, zoo
 from trueport.cli import _options as options
 from trueport.cli import _output as output
+from trueport.session import Session
 from trueport.worker.pool import DEFAULT_TIMEOUT
 
 
@@ -26,6 +27,10 @@ def inspect(
 ) -> None:
     """Show a model's format, inputs, outputs, operators, parameters and producer."""
     settings = options.settings(timeout=timeout, offline=offline, trust=trust)
+    if zoo.is_list(model):
+        with output.progress(quiet=quiet, verbose=verbose) as progress, Session(settings, progress) as session:
+            typer.echo(zoo.listing(session, model))
+        return
     with output.progress(quiet=quiet, verbose=verbose) as progress:
         artifact, signature = api.inspect(model, format=source_format, settings=settings, progress=progress)
     document = {
