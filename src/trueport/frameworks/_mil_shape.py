@@ -78,10 +78,11 @@ def shape(call: Call) -> Any:
 
 
 def concat(call: Call) -> Any:
-    """Tensors joined along `axis`; interleaved, their slices alternate."""
+    """Tensors joined along `axis`; interleaved, their slices alternate. Single numbers make a vector."""
     import torch
 
-    values, axis = call.all("values"), whole(call, "axis", 0)
+    axis = whole(call, "axis", 0)
+    values = [value.reshape(1) if value.dim() == 0 else value for value in call.all("values")]
     if not flag(call, "interleave"):
         return torch.cat(values, axis)
     axis %= values[0].dim()
