@@ -176,7 +176,7 @@ def _fold_sizes(graph: Graph, node: Node, given: Sequence[np.ndarray | None]) ->
     if node.op in ("ConstantOfShape", "Expand"):
         return [_one_for_all(graph, node, given)]
     if node.op == "Gather":
-        return [np.asarray(np.take(first, given[1]), dtype=object)]
+        return [np.asarray(np.take(first, np.asarray(given[1])), dtype=object)]
     if node.op == "Slice":
         (start,), (end,) = (np.ravel(array).tolist() for array in given[1:3] if array is not None)
         step = 1 if len(given) < 5 or given[4] is None else int(np.ravel(given[4])[0])
