@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trueport.frameworks._coreml_nn_kernel import Layer, LayerKernel, need_rank
+from trueport.frameworks._coreml_nn_kernel import Layer, LayerKernel, folded, need_rank
 
 if TYPE_CHECKING:
     import torch
@@ -22,14 +22,15 @@ def _by_channel(values: torch.Tensor) -> torch.Tensor:
 
 def batchnorm(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     """x [.., C, H, W], with the stored mean and variance, or those of each image, or of the batch."""
+    import torch.nn.functional as F
+
     need_rank(layer, x, 3)
-    if layer["computeMeanVar"]:
-        axes = (-2, -1) if layer["instanceNormalization"] else (*range(x.dim() - 3), -2, -1)
-        mean, variance = x.mean(axes, keepdim=True), x.var(axes, unbiased=False, keepdim=True)
-    else:
-        mean, variance = _by_channel(layer.need("mean")), _by_channel(layer.need("variance"))
-    y = (x - mean) / (variance + layer["epsilon"]).sqrt()
-    gamma, beta = layer.weight("gamma"), layer.weight("beta")
+    gamma, beta, epsilon = layer.weight("gamma"), layer.weight("beta"), layer["epsilon"]
+    if not layer["computeMeanVar"]:
+        mean, variance = layer.need("mean"), layer.need("variance")
+        return folded(x, 3, lambda y: F.batch_norm(y, mean, variance, gamma, beta, False, 0.0, epsilon))
+    axes = (-2, -1) if layer["instanceNormalization"] else (*range(x.dim() - 3), -2, -1)
+    y = (x - x.mean(axes, keepdim=True)) / (x.var(axes, unbiased=False, keepdim=True) + epsilon).sqrt()
     y = y if gamma is None else y * _by_channel(gamma)
     return y if beta is None else y + _by_channel(beta)
 

@@ -17,7 +17,10 @@ Parameters = dict[str, Any]
 
 
 def _relu_below(x: torch.Tensor, slope: torch.Tensor | float) -> torch.Tensor:
-    return x.clamp(min=0) + x.clamp(max=0) * slope
+    import torch
+    import torch.nn.functional as F
+
+    return torch.where(x >= 0, x, x * slope) if isinstance(slope, torch.Tensor) else F.leaky_relu(x, slope)
 
 
 def _elu(x: torch.Tensor, alpha: float) -> torch.Tensor:

@@ -72,6 +72,8 @@ def _upsample_points(size: int, count: int, mode: str) -> torch.Tensor:
 
 def upsample(layer: Layer, x: torch.Tensor) -> torch.Tensor:
     """Enlarge [.., H, W], by repetition or linear interpolation."""
+    import torch.nn.functional as F
+
     need_rank(layer, x, 2)
     factors = layer["scalingFactor"] or layer["fractionalScalingFactor"]
     if layer["mode"] == "NN":
@@ -80,9 +82,12 @@ def upsample(layer: Layer, x: torch.Tensor) -> torch.Tensor:
                 f"repeats the nearest value by the factors {factors}; which one is nearest is not documented"
             )
         return x.repeat_interleave(int(factors[0]), -2).repeat_interleave(int(factors[1]), -1)
-    for axis, factor in zip((-2, -1), factors):
-        size = x.shape[axis]
-        x = sample(x, _upsample_points(size, int(size * factor), layer["linearUpsampleMode"]), axis)
+    mode, sizes = layer["linearUpsampleMode"], [int(x.shape[axis] * factor) for axis, factor in zip((-2, -1), factors)]
+    if mode != "DEFAULT" and x.dim() >= 3:
+        aligned = mode == "ALIGN_CORNERS_TRUE"
+        return folded(x, 3, lambda y: F.interpolate(y, sizes, mode="bilinear", align_corners=aligned))
+    for axis, size in zip((-2, -1), sizes):
+        x = sample(x, _upsample_points(x.shape[axis], size, mode), axis)
     return x
 
 
