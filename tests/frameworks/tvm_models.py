@@ -141,7 +141,9 @@ def evaluate(path, inputs, wanted):
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     session = ReferenceEvaluator(model)
-    rows = [session.run(wanted, {k: v[run] for k, v in inputs.items()}) for run in range(len(next(iter(inputs.values()))))]
+    rows = [
+        session.run(wanted, {k: v[run] for k, v in inputs.items()}) for run in range(len(next(iter(inputs.values()))))
+    ]
     return {name: np.stack([row[place] for row in rows]) for place, name in enumerate(wanted)}
 
 
@@ -173,3 +175,9 @@ def damaged(path, out, what):
                 content = content[: len(content) // 2]
             if not (what == "missing" and item.filename.endswith("0.npy")):
                 target.writestr(item.filename, content)
+
+
+def one(operator, path):
+    """A model of one operator on one input."""
+    nodes = [helper.make_node(operator, ["x"], ["y"])]
+    onnx.save(_model(nodes, [("x", F, [2, 3])], [("y", F, [2, 3])], []), path)

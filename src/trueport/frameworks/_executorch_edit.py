@@ -123,6 +123,8 @@ def _own_name(operator: str, settings: Mapping[str, Any], shown: str) -> str | N
 
 def _own_value(setting: str, shown: str, value: Any) -> Any:
     """The value in PyTorch's form: one padding for both ends of an axis, or pairs from the last axis on."""
+    if shown in ("axes", "starts", "ends", "steps") and setting in ("dim", "start", "end", "step"):
+        return value[0] if isinstance(value, list) else value
     if shown != "pads" or not isinstance(value, list):
         return value
     half = len(value) // 2

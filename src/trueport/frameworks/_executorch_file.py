@@ -68,6 +68,7 @@ class Model:
         for number in (*self.inputs, *self.outputs):
             if not self.is_tensor(number):
                 raise Unsupported(f"{path}: an input or output that is no tensor is not handled")
+        self.state = set(self._mutated())
         self.calls = list(self._read_calls())
         self.branches = len(self.plan.chains) != 1 or any(
             type(item.instr_args).__name__ in ("JumpFalseCall", "MoveCall")
@@ -90,10 +91,19 @@ class Model:
     @property
     def stateful(self) -> bool:
         """Whether the method keeps tensors from call to call."""
-        return any(
-            self.is_tensor(number) and value.allocation_info is not None and value.data_buffer_idx > 0
-            for number, value in enumerate(self.values)
-        )
+        return bool(self.state)
+
+    def _mutated(self) -> Iterator[int]:
+        """Tensors that a call changes in place, inputs left out: what a method keeps from call to call."""
+        for chain in self.plan.chains:
+            for item in chain.instructions:
+                if type(item.instr_args).__name__ != "KernelCall":
+                    continue
+                entry = self.plan.operators[item.instr_args.op_index]
+                schema = schema_of(entry.name, entry.overload)
+                for argument, number in zip(schema.arguments if schema else (), item.instr_args.args):
+                    if argument.alias_info is not None and argument.alias_info.is_write and not argument.is_out:
+                        yield from (one for one in self._tensors([number]) if one not in self.plan.inputs)
 
     def _read_calls(self) -> Iterator[Call]:
         for chain in self.plan.chains:
@@ -125,12 +135,12 @@ class Model:
                 settings[argument.name] = number
         if not writes:
             returned = self._tensors(made.args[len(schema.arguments) :])
-            writes = [number for number in returned if number not in self.inputs]
+            writes = [number for number in returned if number not in self.inputs and number not in self.state]
         return Call(place, native, reads, list(dict.fromkeys(writes)), settings)
 
     def _delegate(self, place: int, made: Any) -> Call:
         """A part that a backend has taken over: it computes those of its tensors that nothing before it has."""
-        known = set(self.inputs) | {number for call in self._before(place) for number in call}
+        known = self.state | set(self.inputs) | {number for call in self._before(place) for number in call}
         tensors = self._tensors(made.args)
         reads = [number for number in tensors if number in known or self.is_constant(number)]
         name = self.plan.delegates[made.delegate_index].id

@@ -55,7 +55,7 @@ _AXIS = frozenset(
     | {"Gather", "GatherElements", "ScatterElements", "Sort"}
 )
 _SILENT = frozenset(
-    {"momentum", "transposed", "half_to_float", "sparse", "scale_grad_by_freq", "non_blocking", "dim_order"}
+    {"momentum", "transposed", "half_to_float", "sparse", "scale_grad_by_freq", "non_blocking", "dim_order", "implicit"}
 )
 """Settings that change no value, or that the operator's name already tells."""
 _DTYPES = {
@@ -124,6 +124,13 @@ def _pool(found: dict[str, Any], shapes: Sequence[Sequence[int]]) -> None:
         found["pads"] = found.pop("padding") * 2
 
 
+def _slice(found: dict[str, Any], shapes: Sequence[Sequence[int]]) -> None:
+    """One axis at a time; ONNX lists them."""
+    for name in ("axes", "starts", "ends", "steps"):
+        if isinstance(found.get(name), int):
+            found[name] = [found[name]]
+
+
 def _pad(found: dict[str, Any], shapes: Sequence[Sequence[int]]) -> None:
     """PyTorch lists begin and end of the last axis first."""
     pairs = found.pop("pad", None)
@@ -141,4 +148,5 @@ _SETTLE: Mapping[str, Callable[[dict[str, Any], Sequence[Sequence[int]]], None]]
     "MaxPool": _pool,
     "AveragePool": _pool,
     "Pad": _pad,
+    "Slice": _slice,
 }
