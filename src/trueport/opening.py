@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from trueport import feeds, live, verification, zoo
 from trueport.artifact import Artifact, Signature
 from trueport.errors import UntrustedError, UsageError
 from trueport.feeds import Feeds
+from trueport.frameworks import jax as jax_framework
 from trueport.frameworks import torch as torch_framework
 from trueport.outcome import Failure, Kind, Ok, Stage
 from trueport.repairs.gate import UNSEEN
@@ -55,7 +57,7 @@ def open_model(
             )
         return zoo.open_name(session, str(model))
     if isinstance(model, str) and FACTORY.match(model) and not Path(model).exists():
-        return _materialise(session, model, checkpoint, example)
+        return _materialise(session, model, format, checkpoint, example)
     if isinstance(model, (str, Path)):
         path = Path(model)
         if checkpoint is not None:
@@ -81,16 +83,28 @@ def _refuse_checkpoint(path: Path) -> None:
         )
 
 
-def _materialise(session: Session, factory: str, checkpoint: str | Path | None, example: Any) -> Artifact:
+FACTORIES: Mapping[str, tuple[str, ModuleType, str]] = {
+    "pytorch": ("torch", torch_framework, ".pt2"),
+    "jax": ("jax", jax_framework, ".jax"),
+}
+"""Format that a factory gives -> (toolchain, framework with `materialise`, suffix of the file)."""
+
+
+def _materialise(
+    session: Session, factory: str, format: str | None, checkpoint: str | Path | None, example: Any
+) -> Artifact:
+    if (format or "pytorch") not in FACTORIES:
+        raise UsageError(f"package.module:factory gives {' or '.join(FACTORIES)}, not {format}")
+    toolchain, framework, suffix = FACTORIES[format or "pytorch"]
     if not session.settings.trust:
         raise UntrustedError(f"{factory} is code that would be run; allow that with --trust")
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise UsageError(f"{checkpoint}: no such file")
     variant_python = session.settings.python
-    environment = session.environment("torch", variant=None if variant_python is None else _own(variant_python))
+    environment = session.environment(toolchain, variant=None if variant_python is None else _own(variant_python))
     if isinstance(environment, Failure):
         raise UsageError(environment.message)
-    out = session.pool.fresh_folder("factory") / f"{factory.rpartition(':')[2]}.pt2"
+    out = session.pool.fresh_folder("factory") / f"{factory.rpartition(':')[2]}{suffix}"
     arguments = {
         "factory": factory,
         "checkpoint": None if checkpoint is None else str(Path(checkpoint).absolute()),
@@ -99,7 +113,7 @@ def _materialise(session: Session, factory: str, checkpoint: str | Path | None, 
         "paths": [str(Path.cwd()), *session.settings.paths],
         "trust": True,
     }
-    done = session.call(environment.value, torch_framework, "materialise", arguments, stage=Stage.LOAD)
+    done = session.call(environment.value, framework, "materialise", arguments, stage=Stage.LOAD)
     if isinstance(done, Failure):
         cure = " (see the log)" if done.kind == Kind.CRASHED else ""
         raise UsageError(f"{factory} does not give a usable model ({done.kind}): {done.message}{cure}")

@@ -86,7 +86,7 @@ def _module(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
     inner = getattr(model, "_functional", None) or model
     takes, gives = getattr(inner, "_inputs_struct", None), getattr(inner, "_outputs_struct", None)
 
-    class Whole(torch.nn.Module):
+    class Whole(torch.nn.Module):  # type: ignore[misc]  # torch is not there when this is checked
         def __init__(self) -> None:
             super().__init__()
             self.model = model

@@ -342,3 +342,15 @@ def parameters(path: str, emit: Emit, *, trust: bool) -> dict[str, Any]:
 def edit(path: str, edits: Sequence[EditDict], arrays: Arrays, out: str, *, trust: bool) -> dict[str, Any]:
     """Refuse: a compiled export is made anew from its source code."""
     raise Unsupported("an exported JAX function is not edited; change its source code and export it again")
+
+
+def materialise(
+    factory: str, checkpoint: str | None, example: Any, out: str, paths: Sequence[str], trust: bool
+) -> SignatureDict:
+    """Call `package.module:factory`, export what it returns to `out`, and describe it; see `_jax_factory`."""
+    from trueport.frameworks import _jax_factory as factories
+
+    notes = factories.materialise(factory, checkpoint, example, out, paths, trust=trust)
+    described = signature(out, trust=trust)
+    described["meta"]["notes"] = notes
+    return described
