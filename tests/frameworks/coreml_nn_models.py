@@ -50,6 +50,13 @@ def evaluate(spec, inputs, precision="float32", wanted=None):
     return {name: np.array(value) for name, value in found.items()}
 
 
+def write(path, layers, inputs, outputs, **further):
+    """Write a model as a `.mlmodel` file."""
+    from pathlib import Path
+
+    Path(path).write_bytes(model(layers, inputs, outputs, **further).SerializeToString())
+
+
 def describe(layers, inputs, outputs, **further):
     """What `read` makes of a model: operations, constants, inputs, outputs, meta."""
     from trueport.frameworks import _coreml_nn
