@@ -134,15 +134,17 @@ def resize(call: Call) -> Any:
 PADDING_MODES = ("constant", "border", "reflection", "symmetric")
 
 
-def _inside(index: Any, size: int, mode: str) -> Any:
-    """Map pixel numbers beyond the image to those inside that continue it."""
+def _inside(where: Any, size: int, mode: str) -> Any:
+    """Map coordinates beyond the image to those inside that continue it."""
     import torch
 
-    if mode in ("constant", "border") or size == 1:
-        return index.clamp(0, size - 1)
-    period = 2 * (size - 1) if mode == "reflection" else 2 * size
-    turned = torch.remainder(index, period)
-    return torch.minimum(turned, (period if mode == "reflection" else period - 1) - turned)
+    if mode == "constant":
+        return where
+    if mode in ("reflection", "symmetric") and size > 1:
+        first, length = (0.0, size - 1) if mode == "reflection" else (-0.5, size)
+        turned = torch.remainder(where - first, 2 * length)
+        where = torch.minimum(turned, 2 * length - turned) + first
+    return where.clamp(0, size - 1)
 
 
 def sample(
@@ -154,8 +156,10 @@ def sample(
     height, width = x.shape[-2:]
     batch = torch.arange(x.shape[0]).reshape([-1] + [1] * (rows.dim() - 1))
 
+    rows, columns = _inside(rows, height, padding), _inside(columns, width, padding)
+
     def pixel(row: Any, column: Any) -> Any:
-        found = x[batch, :, _inside(row, height, padding), _inside(column, width, padding)].movedim(-1, 1)
+        found = x[batch, :, row.clamp(0, height - 1), column.clamp(0, width - 1)].movedim(-1, 1)
         if padding != "constant":
             return found
         outside = (row < 0) | (row >= height) | (column < 0) | (column >= width)
@@ -250,7 +254,7 @@ def _box_points(start: Any, end: Any, count: int, mode: str) -> Any:
 
 
 def crop_resize(call: Call) -> Any:
-    """Boxes cut out of images and resized by linear interpolation; outside of an image is `pad_value`.
+    """Boxes cut out of images and resized by linear interpolation; a point outside of the image is `pad_value`, unmixed.
 
     With `roi` [N, 1, 4, 1, 1] every image gives every box, with [N, 1, 5, 1, 1] the first number says which image.
     """
@@ -277,12 +281,15 @@ def crop_resize(call: Call) -> Any:
     rows, columns = _box_points(top, bottom, tall, mode), _box_points(left, right, wide, mode)
     rows = rows.unsqueeze(2).expand(-1, tall, wide)
     columns = columns.unsqueeze(1).expand(-1, tall, wide)
-    value = number(call, "pad_value", 0.0)
+    outside = ((rows < 0) | (rows > height - 1) | (columns < 0) | (columns > width - 1)).unsqueeze(1)
+    value = torch.full((), number(call, "pad_value", 0.0), dtype=x.dtype)
+
+    def cut(image: Any) -> Any:
+        return torch.where(outside, value, sample(image, rows, columns, padding="border"))
+
     if every:
-        crops = [sample(image.unsqueeze(0).expand(len(rows), -1, -1, -1), rows, columns, value=value) for image in x]
-        return torch.stack(crops, 1)
-    cut = sample(x[images], rows, columns, value=value)
-    return cut if "boxes" in call else cut.unsqueeze(1)
+        return torch.stack([cut(image.unsqueeze(0).expand(len(rows), -1, -1, -1)) for image in x], 1)
+    return cut(x[images]) if "boxes" in call else cut(x[images]).unsqueeze(1)
 
 
 KERNELS: Mapping[str, Callable[[Call], Any]] = {
