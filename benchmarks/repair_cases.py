@@ -244,7 +244,9 @@ def page(cases: Sequence[Case]) -> str:
         " repaired in its own format, from the two files and generated inputs alone; where no edit makes it faithful,"
         " another tool, option or version is looked for among what is installed. A conversion that gives no model"
         " leaves nothing to edit, so only another way is left. The last verdict is on inputs that neither the search"
-        " nor its gate saw.",
+        " nor its gate saw. An int8 model is judged within the range that it was calibrated on. Where the source's own"
+        " runtime computes the source wrongly, the target is mended and judged by a copy of the source that the runtime"
+        " computes rightly, as the row says; by the source as it is that verdict stays flaky.",
         "",
         "| what | cases |",
         "|---|---|",
@@ -292,7 +294,7 @@ def shown(file: Path) -> dict[str, Case]:
         )
     for name, why in (row for row in rows if row[0] in found and len(row) == 2):
         rule, _, text = why.partition(": ")
-        found[name] = replace(found[name], reasons={rule: text})
+        found[name] = replace(found[name], reasons={rule: text} if text else {})
     return found
 
 

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pipeline_models import ENTRY, hop, route, scale, trueport, write, write_changed
 
-from trueport import api, conversion, publish
+from trueport import api, conversion, publish, verification
 from trueport.artifact import Artifact
 from trueport.compare.types import Verdict
 from trueport.errors import UntrustedError, UsageError
@@ -388,3 +389,31 @@ def test_the_outcome_of_a_failed_hop_is_a_value(convert):
     assert isinstance(outcome, Failure)
     assert "the tool raised on demand" in outcome.message
     assert "Traceback" in outcome.log
+
+
+@pytest.mark.parametrize(("precision", "runs"), [("int8", conversion.CALIBRATION_RUNS), ("float16", 8), (None, 8)])
+def test_int8_of_generated_inputs_is_calibrated_on_many(session, tmp_path, precision, runs):
+    artifact = Artifact.open(write(tmp_path / "model.fake"))
+    given = api.open_feeds(session, artifact, None)
+    reference = verification.reference(session, artifact).value
+    work = conversion.Workbench(session=session, original=reference, given=given, check=False, task="auto")
+    hop = replace(route("").hops[0], options={} if precision is None else {"precision": precision})
+    context = work._context(hop, reference.signature, artifact)
+    own = given.of_kind("data")[0].inputs
+    assert context["calibration"].keys() == own.keys()
+    for name, array in context["calibration"].items():
+        assert len(array) == runs
+        np.testing.assert_array_equal(array[: len(own[name])], own[name])
+
+
+def test_int8_of_ones_own_inputs_is_calibrated_on_them(session, tmp_path):
+    artifact = Artifact.open(write(tmp_path / "model.fake"))
+    made = api.open_feeds(session, artifact, None)
+    given = replace(made, origin="val.npz")
+    reference = verification.reference(session, artifact).value
+    work = conversion.Workbench(session=session, original=reference, given=given, check=False, task="auto")
+    context = work._context(replace(route("").hops[0], options={"precision": "int8"}), reference.signature, artifact)
+    own = made.of_kind("data")[0].inputs
+    assert {name: len(array) for name, array in context["calibration"].items()} == {
+        name: len(a) for name, a in own.items()
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from trueport.artifact import Signature, TensorSpec
 from trueport.errors import UsageError
-from trueport.feeds import fields, generate, has_free_integers
+from trueport.feeds import continued, fields, generate, has_free_integers
 from trueport.feeds.dims import batch_axes, channel_axis, resolve
 
 
@@ -376,3 +378,45 @@ def test_a_model_that_gives_labels_alone_gets_more_samples():
     assert runs(spec("label", "int64", (1,))) == 32
     assert runs(spec("label", "int64", (1,)), spec("score", "float32", (1, 9))) == 8
     assert runs(spec("classes", "int64", (1, 64, 64))) == 8, "a map of labels has decisions enough"
+
+
+# -- more of a kind, for calibration
+
+
+@pytest.mark.parametrize("model", [IMAGE, BERT, signature(spec("i", "int64", (4,)))], ids=["image", "words", "free"])
+@pytest.mark.parametrize("ids", [9, 3, 0])
+def test_more_runs_begin_with_those_that_there_are(model, ids):
+    made = generate(model, seed=4, ids=ids)
+    first = case(made, "data")
+    more = continued(first, made, model, runs=50)
+    assert (more.name, more.kind, more.runs) == ("data", "data", 50)
+    for name, values in first.inputs.items():
+        np.testing.assert_array_equal(more.inputs[name][: first.runs], values)
+        assert more.inputs[name].dtype == values.dtype
+    assert (
+        any(np.any(more.inputs[name][first.runs :] != values[:1]) for name, values in first.inputs.items()) or ids == 0
+    )
+
+
+def test_more_runs_reach_further_than_a_few():
+    """The reason for it: of a few samples the next ones leave the range."""
+    model = signature(spec("x", "float32", (1, 6)))
+    made, other = (generate(model, seed=seed) for seed in (0, 1))
+    first, again = (np.abs(case(feeds, "data").inputs["x"]).max() for feeds in (made, other))
+    many = np.abs(continued(case(made, "data"), made, model, runs=100).inputs["x"]).max()
+    assert many > max(first, again)
+
+
+def test_what_was_not_generated_so_stays_as_it_is():
+    made = generate(IMAGE, seed=4)
+    first = case(made, "data")
+    assert continued(first, made, IMAGE, runs=first.runs) is first
+    own = replace(made, origin="val.npz")
+    assert continued(first, own, IMAGE, runs=50) is first
+    changed = replace(first, inputs={"x": first.inputs["x"] + 1})
+    assert continued(changed, made, IMAGE, runs=50) is changed
+    probe = case(made, "probe-zeros")
+    assert continued(probe, made, IMAGE, runs=50) is probe
+    open_sized = signature(spec("x", "float32", ("N", 3, "H", "W")))
+    larger = generate(open_sized, seed=4, image=48)
+    assert continued(case(larger, "data"), larger, open_sized, runs=50) is case(larger, "data")

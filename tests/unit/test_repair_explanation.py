@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +38,16 @@ def made(status, *, edits=0, refused=None):
         steps=(listed,) if listed else (),
         refused=refused or {},
     )
+
+
+def test_of_a_source_that_is_computed_wrongly_it_tells_what_is_meant():
+    said = "By default its runtime computes it wrongly."
+    text = compose(replace(made(Status.REPAIRED, edits=1), settled=said))
+    assert text.startswith("target.onnx computes what source.onnx means after 1 change")
+    assert "falls from" not in text, "the figures before are those of a source that is computed wrongly"
+    assert text.endswith(said)
+    left = compose(replace(made(Status.NOT_NEEDED), settled=said))
+    assert left == f"target.onnx computes what source.onnx means as it is; nothing was changed. {said}"
 
 
 def test_every_change_of_a_few_is_told():

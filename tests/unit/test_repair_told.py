@@ -14,7 +14,7 @@ from trueport.compare.types import Verdict
 from trueport.graph import Node
 from trueport.outcome import Failure, Kind, Ok, Stage
 from trueport.repairs import told
-from trueport.repairs.rules import gates
+from trueport.repairs.rules import gates, suppression
 
 
 def verification(reason, verdict=Verdict.DEVIATES):
@@ -103,6 +103,21 @@ def test_a_list_is_cut_where_its_operator_says():
     ]
     assert not edit.arrays["first"].any()
     assert isinstance(offered(pair(source, target), shapes([8], [5])), str), "what is too short cannot be cut"
+
+
+def test_a_suppression_behind_an_output_is_written_out():
+    source = single("NonMaxSuppression", shape=(5,))
+    target = Model("tflite", boxes=(8, 4), scores=(8,))
+    limits = {"most": np.array(8, np.int32), "overlap": np.array(0.5), "least": np.array(0.0)}
+    names = [target.const(name, array) for name, array in limits.items()]
+    target.add("NonMaxSuppression", "boxes", "scores", *names, out="kept", shape=(8,))
+    target.nodes[0] = Node(
+        **{**{slot: getattr(target.nodes[0], slot) for slot in Node.__slots__}, "native_op": "NON_MAX_SUPPRESSION_V4"}
+    )
+    target.add("Identity", "kept", out="y", shape=(8,))
+    (edit,) = [edit for edit in offered(pair(source, target), shapes([5], [8])) if edit.rule == suppression.NAME]
+    assert edit.change["kind"] == "recompute"
+    assert edit.change["value"] == "kept"
 
 
 # -- what the runtime refuses --------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from trueport.artifact import Artifact
 from trueport.compare.types import Verdict
 from trueport.diagnosis import tool
 from trueport.repairs import tools
-from trueport.routes import Hop, Route, steps
+from trueport.routes import Hop, Route, parse_route, steps
 
 MODEL = Artifact(path=Path("models/my net.fake"), format="fake", sha256="", size=0)
 
@@ -61,7 +62,16 @@ def test_the_shortest_faithful_way_is_taken(switched, tmp_path):
 def test_what_is_not_faithful_on_the_held_out_inputs_is_no_way(switched, tmp_path):
     trials = [way(tmp_path, "lucky"), way(tmp_path, "long", hops=3)]
     assert switched(*trials, faithful=("long",)).artifact.sha256 == "long"
-    assert switched(*trials) == "2 ways were tried, and none is faithful"
+    assert switched(*trials) == "2 ways were tried, and 2 of them are faithful on the inputs of the search alone"
+    wrong = [way(tmp_path, "wrong", Verdict.DEVIATES), way(tmp_path, "worse", Verdict.DEVIATES)]
+    assert switched(*wrong) == "2 ways were tried, and none is faithful"
+    assert switched(*wrong[:1], trials[0]).startswith("2 ways were tried, and 1 of them")
+
+
+def test_int8_that_is_right_on_its_own_inputs_alone_wants_more_of_them(switched, tmp_path):
+    trial = way(tmp_path, "narrow")
+    hop = Hop(step=steps()["fake-copy"], options={"precision": "int8"})
+    assert switched(replace(trial, route=Route(hops=(hop,)))).endswith("give more inputs to calibrate int8 on")
 
 
 def test_a_result_that_is_gone_is_no_way(switched, tmp_path):
@@ -83,3 +93,30 @@ def test_the_command_names_the_route_its_options_and_its_versions():
         f"--to fake --route {route_name} --option fake-copy.misbehave=nan --option fake-copy.opset=17 "
         "--option fake-copy.names=a --with onnx==1.17 --with numpy==2.0"
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "at", "words"),
+    [
+        (("torch-dynamo", "onnx2tf-tflite"), 1, "--precision int8"),
+        (("litert-torch",), 0, "--precision int8"),
+        (("onnx2tf-savedmodel", "tflite-savedmodel"), 1, "--precision int8"),
+    ],
+)
+def test_the_command_asks_for_the_precision_that_the_way_gave(names, at, words):
+    hops = [
+        Hop(step=steps()[name], options={"precision": "int8"} if place == at else {})
+        for place, name in enumerate(names)
+    ]
+    trial = SimpleNamespace(route=Route(hops=tuple(hops)), packages=())
+    command = tools.command_of(MODEL, "tflite", trial)
+    assert command.endswith(f"--route {','.join(names)} {words}")
+    assert parse_route(",".join(names), precision="int8") == trial.route, "which is what the command then does"
+
+
+def test_a_precision_that_another_step_of_the_way_gave_is_its_option():
+    first, last = Hop(step=steps()["keras-savedmodel"]), Hop(step=steps()["tflite-savedmodel"])
+    able = replace(first, step=first.step._replace(precisions=("float32", "float16")), options={"precision": "float16"})
+    trial = SimpleNamespace(route=Route(hops=(able, last)), packages=())
+    command = tools.command_of(MODEL, "tflite", trial)
+    assert command.endswith("--option keras-savedmodel.precision=float16")

@@ -77,7 +77,11 @@ def switch(
         return found
     if not trials:
         return "no route that is installed here leads from the source to the target's format"
-    return f"{len(trials)} ways were tried, and none is faithful"
+    lucky = sum(trial.verdict is Verdict.FAITHFUL for trial in trials)
+    if not lucky:
+        return f"{len(trials)} ways were tried, and none is faithful"
+    cure = "; give more inputs to calibrate int8 on" if any(map(_calibrated, trials)) else ""
+    return f"{len(trials)} ways were tried, and {lucky} of them are faithful on the inputs of the search alone{cure}"
 
 
 def _faithful(gate: Gate, inquiry: tool.Inquiry, trials: Sequence[tool.Trial]) -> Switch | None:
@@ -143,3 +147,8 @@ def _asked(route: Route, precision: str) -> int:
     """The place of the step that `--precision` asks for it."""
     hops = parse_route(route.name, precision=precision).hops
     return next(place for place, hop in enumerate(hops) if "precision" in hop.options)
+
+
+def _calibrated(trial: tool.Trial) -> bool:
+    """Whether a way fits ranges to the inputs that it is given."""
+    return any(hop.options.get("precision") == "int8" for hop in trial.route.hops)
