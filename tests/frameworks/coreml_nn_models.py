@@ -73,6 +73,13 @@ def describe(layers, inputs, outputs, **further):
     }
 
 
+def nodes(layers, inputs, outputs):
+    """What the graph of a model shows of its layers."""
+    from trueport.frameworks import _coreml_nn, _coreml_view
+
+    return _coreml_view.graph(_coreml_nn.read(model(layers, inputs, outputs)))["nodes"]
+
+
 def coverage():
     """Layers that the format has, those that are run, and those that are refused with a reason."""
     from trueport.frameworks import _coreml_nn

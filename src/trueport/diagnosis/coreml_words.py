@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from trueport.diagnosis import coreml_layers
+
 Given = dict[str, Any]
 Words = Callable[[Given, int | None], None]
 """Adds ONNX's words to the settings of a node; takes the rank of its data, None where it is not known."""
@@ -15,6 +17,8 @@ _PADS = {"valid": "VALID", "same": "SAME_UPPER", "same_lower": "SAME_LOWER"}
 def translated(native: str, attributes: Mapping[str, Any], rank: int | None) -> Given:
     """The settings of an operator under Core ML's names and, where ONNX has other ones, under those as well."""
     given = {name: int(value) if isinstance(value, bool) else value for name, value in attributes.items()}
+    if native.startswith("nn."):
+        return {**given, **coreml_layers.in_onnx_words(native[3:], attributes)}
     words = _WORDS.get(native)
     if words is not None:
         words(given, rank)

@@ -216,6 +216,8 @@ def operator(operation: Operation) -> str:
         return "ConvTranspose" if attributes["isDeconvolution"] else "Conv"
     if layer == "pooling":
         return ("Global" if attributes["globalPooling"] else "") + _POOLS[attributes["type"]]
+    if layer == "clampedReLU" and attributes["alpha"] != 0:
+        return layer
     if layer == "batchnorm" and attributes["computeMeanVar"] and attributes["instanceNormalization"]:
         return "InstanceNormalization"
     field, names = _CHOSEN.get(layer, ("", {}))
