@@ -57,7 +57,7 @@ def shares(found: dict[str, list[str]]) -> dict[str, Any]:
 def main() -> None:
     """Build the toolchain where it is missing, count in it, and print."""
     from trueport.envs import EnvStore
-    from trueport.outcome import Failure
+    from trueport.outcome import Failure, Stage
     from trueport.worker.pool import Pool
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,7 +68,7 @@ def main() -> None:
         raise SystemExit(made.message)
     with Pool(timeout=300) as pool:
         reply = pool.call(
-            made.value.python, "mil_coverage", "registry", {}, stage="inspect", paths=[str(Path(__file__).parent)]
+            made.value.python, "mil_coverage", "registry", {}, stage=Stage.LOAD, paths=[str(Path(__file__).parent)]
         )
     if isinstance(reply, Failure):
         raise SystemExit(reply.message)
