@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from trueport.frameworks._base import ConvertContext, ConvertReply, InvalidOutput, Step, Unsupported
+from trueport.frameworks._base import ConvertContext, ConvertReply, InvalidOutput, SpecDict, Step, Unsupported
 
 PRECISIONS = ("float32", "float16")
 _COMPRESSED = "precision float16 stores the weights as float16 and computes in float32"
@@ -51,6 +51,7 @@ def convert(step: str, source: str, out: str, options: Mapping[str, Any], contex
     with _errors():
         model = _READERS.get(step, _from_file)(source, context)
     signature = context["signature"]
+    _fix_sizes(model, signature["inputs"])
     _name(model.inputs, [spec["name"] for spec in signature["inputs"]], "inputs")
     _name(model.outputs, [spec["name"] for spec in signature["outputs"]], "outputs")
     openvino.save_model(model, out, compress_to_fp16=precision == "float16")
@@ -108,6 +109,21 @@ def _from_script(source: str, context: ConvertContext) -> Any:
 
 
 _READERS = {"openvino-torch": _from_program, "openvino-torchscript": _from_script}
+
+
+def _fix_sizes(model: Any, specs: Sequence[SpecDict]) -> None:
+    """Sizes that the source fixes are fixed in the result too: frontends of PyTorch leave all of them open."""
+    import openvino
+
+    order = paired([port.get_names() for port in model.inputs], [spec["name"] for spec in specs])
+    shapes = {}
+    for place, spec in zip(order, specs):
+        now = model.inputs[place].get_partial_shape()
+        if spec["shape"] is None or (not now.rank.is_dynamic and now.rank.get_length() != len(spec["shape"])):
+            continue
+        shapes[place] = openvino.PartialShape([size if isinstance(size, int) else -1 for size in spec["shape"]])
+    with contextlib.suppress(RuntimeError):  # a size that the graph itself contradicts is left as the frontend has it
+        model.reshape(shapes)
 
 
 def _name(ports: Sequence[Any], names: Sequence[str], what: str) -> None:

@@ -136,8 +136,10 @@ def channels_reversed(view: View, place: Place) -> dict[str, Any]:
 
 
 def bias_dropped(view: View, place: Place) -> dict[str, Any]:
-    """Set the bias to zero."""
-    return changed(view, place, np.zeros_like(constant(view, place)), "bias dropped")
+    """Set the bias to zero: one of the addition, and of the linear operator whose bias it is."""
+    facts = changed(view, place, np.zeros_like(constant(view, place)), "bias dropped")
+    owners = [made["name"] for name in view.data(place[0]) if (made := view.producer(name)) is not None]
+    return {**facts, "nodes": [*facts["nodes"], *owners]}
 
 
 def bias_collision(view: View, place: Place) -> dict[str, Any]:

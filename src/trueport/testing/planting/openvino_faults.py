@@ -21,8 +21,8 @@ FAULTS: dict[str, Fault] = {
 }
 TRIES = 12
 """Places that are tried before a kind is given up: most kinds fit everywhere or nowhere."""
-OPEN = 2
-"""Size of an axis that the model leaves open."""
+OPEN = (2, 8, 32)
+"""Sizes of axes that the model leaves open; the first with which it runs is taken."""
 
 
 def kinds(path: str) -> dict[str, int]:
@@ -46,7 +46,10 @@ def plant(path: str, out: str, kind: str, seed: int) -> dict[str, Any]:
     order = np.random.default_rng(seed).permutation(count)
     if not count:
         return {"skipped": f"the model has no place for '{kind}'"}
-    expected, why = _answers(path), ""
+    size = _size(path)
+    if size is None:
+        return {"skipped": f"the model runs with none of the sizes {', '.join(map(str, OPEN))} of its open axes"}
+    expected, why = _answers(path, size), ""
     for index in order[:TRIES]:
         view = View(path, seed)
         try:
@@ -55,7 +58,7 @@ def plant(path: str, out: str, kind: str, seed: int) -> dict[str, Any]:
         except SkipPlace as error:
             why = why or str(error)
             continue
-        problem = _problem(out, expected)
+        problem = _problem(out, expected, size)
         if problem is None:
             nodes = [name for told in facts["nodes"] for name in (made if told == "+" else [told])]
             whole = {"kind": kind, "row": fault.row, "cause": fault.cause, "cause_also": list(fault.also)}
@@ -66,10 +69,21 @@ def plant(path: str, out: str, kind: str, seed: int) -> dict[str, Any]:
     return {"skipped": why}
 
 
-def _problem(out: str, expected: list[Any]) -> str | None:
+def _size(path: str) -> int | None:
+    """The size of open axes with which the model runs."""
+    for size in OPEN:
+        try:
+            _answers(path, size)
+        except (RuntimeError, ValueError):
+            continue
+        return size
+    return None
+
+
+def _problem(out: str, expected: list[Any], size: int) -> str | None:
     """Why a planted model is of no use, or None."""
     try:
-        found = _answers(out)
+        found = _answers(out, size)
     except Exception as error:  # noqa: BLE001 -- whatever the runtime says of a model that we broke
         return f"the planted model does not run: {str(error).splitlines()[0][:200]}"
     pairs = list(zip(expected, found))
@@ -80,7 +94,7 @@ def _problem(out: str, expected: list[Any]) -> str | None:
     return None
 
 
-def _answers(path: str) -> list[np.ndarray]:
+def _answers(path: str, size: int) -> list[np.ndarray]:
     """What the model gives on three samples of random inputs, the same for every model of one signature."""
     from trueport.frameworks import openvino
 
@@ -88,15 +102,15 @@ def _answers(path: str) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     answers: list[np.ndarray] = []
     for sample in range(3):
-        drawn = {spec["name"]: _drawn(rng, sample, spec)[None] for spec in signature["inputs"]}
+        drawn = {spec["name"]: _drawn(rng, sample, spec, size)[None] for spec in signature["inputs"]}
         found = openvino.run(path, {"sample": drawn}, precision="float32", variant="default", trust=False)["sample"]
         answers += [np.asarray(found[spec["name"]]) for spec in signature["outputs"]]
     return answers
 
 
-def _drawn(rng: np.random.Generator, sample: int, spec: Any) -> np.ndarray:
+def _drawn(rng: np.random.Generator, sample: int, spec: Any, open_size: int) -> np.ndarray:
     """One input: normal, then uniform between 0 and 1, then over a byte: pictures come in all of them."""
-    shape = [size if isinstance(size, int) else OPEN for size in spec["shape"] or []]
+    shape = [size if isinstance(size, int) else open_size for size in spec["shape"] or []]
     if not spec["dtype"].startswith("float"):
         whole = rng.integers(spec.get("minimum", 0), spec.get("maximum", 1) + 1, shape)
         return np.asarray(whole, spec["dtype"])
