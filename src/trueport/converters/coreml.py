@@ -25,6 +25,8 @@ from trueport.frameworks._base import ConvertContext, ConvertReply, Step, Unsupp
 PRECISIONS = ("float32", "float16", "int8-dynamic")
 TARGET = "iOS16"
 """Deployment target of an ML Program where none is asked for: the first with compressed weights and float16 inputs."""
+INEXACT = ("common::fuse_elementwise_to_batchnorm",)
+"""Passes left out: a product and a sum become a normalisation with an epsilon of 1e-5, which makes weights 5e-6 smaller."""
 _OPTIONS = (
     ("convert_to", "mlprogram (default) or neuralnetwork, the older format"),
     (
@@ -32,6 +34,10 @@ _OPTIONS = (
         f"oldest system that must run it, such as iOS15 or macOS14 (default {TARGET}; iOS14 for a neural network)",
     ),
     ("largest", "largest size of an axis that the source leaves open (default 1024)"),
+    (
+        "passes",
+        "exact (default): coremltools' passes but those that change values; default: all of coremltools' own",
+    ),
     ("palettize", "bits of a lookup table for each weight: 8, 6, 4, 2 or 1 (default: none)"),
 )
 
@@ -145,6 +151,9 @@ class _Wanted:
         if palette not in (0, 1, 2, 4, 6, 8):
             raise ValueError(f"option palettize={palette}: give 8, 6, 4, 2 or 1")
         self.palette = palette
+        self.passes = str(options.get("passes", "exact"))
+        if self.passes not in ("exact", "default"):
+            raise ValueError(f"option passes={self.passes}: give exact or default")
 
     def settings(self) -> dict[str, Any]:
         """Arguments of `coremltools.convert` that do not depend on the source."""
@@ -155,6 +164,9 @@ class _Wanted:
             "minimum_deployment_target": self.target,
             "skip_model_load": True,
         }
+        if self.passes == "exact":
+            found["pass_pipeline"] = coremltools.PassPipeline.DEFAULT
+            found["pass_pipeline"].remove_passes(set(INEXACT))
         if not self.network:
             half = self.precision == "float16"
             found["compute_precision"] = coremltools.precision.FLOAT16 if half else coremltools.precision.FLOAT32

@@ -66,6 +66,11 @@ def _gelu(given: Given, rank: int | None) -> None:
     given["approximate"] = {"EXACT": "none", "TANH_APPROXIMATION": "tanh"}.get(mode, mode.lower())
 
 
+def _cast(given: Given, rank: int | None) -> None:
+    names = {"fp16": "float16", "fp32": "float32"}
+    given["to"] = names.get(str(given.get("dtype")), given.pop("dtype", None))
+
+
 def _layer_norm(given: Given, rank: int | None) -> None:
     axes = given.pop("axes", None)
     if isinstance(axes, list) and axes:
@@ -133,6 +138,7 @@ def _resize(mode: str) -> Words:
 
 _WORDS: Mapping[str, Words] = {
     **dict.fromkeys(("conv", "conv_transpose", "avg_pool", "max_pool", "l2_pool"), _window),
+    "cast": _cast,
     "clip": _clip,
     "depth_to_space": _shuffle("DCR", "block_size"),
     "gelu": _gelu,
