@@ -121,6 +121,15 @@ def _torch(name, out):
             module(lambda x: F.interpolate(x, (3, 5), mode="nearest"), ["x"]),
             (torch.randn(1, 1, 7, 8),),
         ),
+        "select_last": lambda: (module(lambda x: x[:, -1], ["x"]), (torch.randn(2, 4, 6),)),
+        "index_last": lambda: (module(lambda x: x[:, [0, -1]], ["x"]), (torch.randn(2, 4, 6),)),
+        "add_alpha": lambda: (
+            module(lambda x, y: torch.add(x, y, alpha=3), ["x", "y"]),
+            (torch.randn(2, 6), torch.randn(2, 6)),
+        ),
+        "arange_ratio": lambda: (module(lambda x: x * (torch.arange(8) / 8), ["x"]), (torch.randn(2, 8),)),
+        "selu": lambda: (module(F.selu, ["x"]), (torch.randn(2, 8),)),
+        "gelu_tanh": lambda: (module(lambda x: F.gelu(x, approximate="tanh"), ["x"]), (torch.randn(2, 8),)),
         "pad_pool_rim": lambda: (
             module(lambda x: F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 2, 2), ["x"]),
             (torch.randn(1, 2, 4, 4),),
@@ -283,6 +292,15 @@ def _onnx(name, out):
         "slice_axis2": lambda: one(
             "Slice", longs("from", 0), longs("to", 4), longs("axes", 2), longs("step", 2), out_shape=[1, 4, 2, 4]
         ),
+        "antialias": lambda: one(
+            "Resize", "", "", longs("sizes", 1, 4, 3, 3), shape=[1, 4, 7, 8], out_shape=[1, 4, 3, 3], mode="linear",
+            antialias=1,
+        ),
+        "lrn": lambda: one("LRN", size=3, alpha=0.5, beta=0.75, bias=1.0),
+        "output_padding": lambda: one(
+            "ConvTranspose", floats("w", 4, 3, 3, 3), out_shape=[1, 3, 10, 10], strides=[2, 2], output_padding=[1, 1]
+        ),
+        "prelu": lambda: one("PRelu", floats("slope", 4, 1, 1)),
         "layer_norm": lambda: one("LayerNormalization", floats("scale", 4), floats("bias", 4), axis=-1),
         "conv_norm": lambda: (
             [
@@ -336,7 +354,8 @@ def _onnx(name, out):
     nodes, inputs, outputs = made[name]()
     stored = [numpy_helper.from_array(array, key) for key, array in weights.items()]
     graph = helper.make_graph(nodes, "g", inputs, outputs, stored)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), out)
+    opset = 18 if name == "antialias" else 17
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), out)
 
 
 MAKERS = {"torch": _torch, "tf": _tf, "keras": _keras, "keras2": _keras2, "onnx": _onnx}

@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 )
 def test_row(session, folder, bug):
     outcome, reason = live_bugs.outcome_of(session, bug, folder)
-    assert outcome == bug.expected, reason
+    assert outcome in bug.expected.split(), reason
     assert bug.words in reason
 
 

@@ -150,6 +150,12 @@ _IMPLIED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "Resize": {"exclude_outside": 0},
         "Softmax": {"beta": 1.0},
     },
+    "executorch": {
+        "CumSum": {"exclusive": 0, "reverse": 0},
+        "HardSigmoid": {"alpha": 1 / 6, "beta": 0.5},
+        "Softmax": {"beta": 1.0},
+    },
+    "tvm": {"CumSum": {"reverse": 0}, "Resize": {"antialias": 0}, "Softmax": {"beta": 1.0}},
     "pytorch": {
         "CumSum": {"exclusive": 0, "reverse": 0},
         "HardSigmoid": {"alpha": 1 / 6, "beta": 0.5},
