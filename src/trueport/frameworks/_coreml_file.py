@@ -153,8 +153,8 @@ def _meta(
     spec: Any, program: Program, kind: str, choices: Mapping[str, Any], ranges: Mapping[str, Any]
 ) -> dict[str, Any]:
     weights: Counter[str] = Counter()
-    for stored in program.constants.values():
-        if stored.dtype in FLOATS:
+    for name, stored in program.constants.items():
+        if stored.dtype in FLOATS and not _part_of_compressed(program, name):
             weights[stored.dtype] += int(np.prod(stored.shape, dtype=np.int64))
     own = {key: str(value) for key, value in spec.description.metadata.userDefined.items()}
     meta: dict[str, Any] = {
@@ -185,6 +185,12 @@ def _meta(
     return meta
 
 
+def _part_of_compressed(program: Program, name: str) -> bool:
+    """Whether a constant only says how another one is compressed (a scale, a table, what is not zero)."""
+    compressed = program.meta.get("compressed", {})
+    return name.rpartition(".")[0] in compressed or (name in compressed and compressed[name].startswith("sparse "))
+
+
 def _images(spec: Any) -> dict[str, dict[str, Any]]:
     found = {}
     for item in spec.description.input:
@@ -204,6 +210,8 @@ def declared_precision(program: Program) -> str:
     sizes: Counter[str] = Counter()
     compressed = program.meta.get("compressed", {})
     for name, stored in program.constants.items():
+        if _part_of_compressed(program, name):
+            continue
         count = int(np.prod(stored.shape, dtype=np.int64))
         if name in compressed and compressed[name] not in ("sparse", "float16"):
             sizes["int8-dynamic"] += count
