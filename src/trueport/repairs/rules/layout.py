@@ -191,7 +191,8 @@ class Check:
         order, behind = self.run(None), self.scene.pair.target.values.get(self.chain.end)
         if order is None or behind is None or behind[0].size != order.size:
             return False
-        gap = rms(self.given[:, order.ravel()] - numbers(np.asarray(behind)).reshape(len(behind), -1))
+        with np.errstate(invalid="ignore"):  # an infinity less an infinity: not finite, which the next line asks
+            gap = rms(self.given[:, order.ravel()] - numbers(np.asarray(behind)).reshape(len(behind), -1))
         return bool(not np.isfinite(gap) or gap / self.unit <= self.scene.pair.tolerance)
 
     def heals(self, change: Change) -> bool:
