@@ -175,6 +175,7 @@ def elementwise_cases():
     for name, (fields, expected) in activations.items():
         yield "activation", {name: fields}, [x], expected
     yield "activation", {"PReLU": {"alpha": weight([0.5])}}, [x], np.where(x >= 0, x, 0.5 * x)
+    yield "activation", {"PReLU": {"alpha": weight(alpha)}}, [x[0]], np.where(x[0] >= 0, x[0], spread_a * x[0])
     flat = eighths(2, 3)
     yield "activation", {"PReLU": {"alpha": weight(alpha)}}, [flat], np.where(flat >= 0, flat, alpha * flat)
     big = np.array([[-800.0, 0.0, 800.0]])

@@ -251,6 +251,27 @@ def test_packed_weights_have_the_highest_bit_first(call, bits, codes):
     np.testing.assert_array_equal(found["y"], stored.T)
 
 
+def test_scales_of_a_deconvolution_go_with_its_output_channels(call):
+    """Its weights are stored [in, out, ...]: the scales stand along the second axis."""
+    import base64
+
+    codes = np.arange(6, dtype=np.uint8)
+    linear = {"numberOfBits": 8, "linearQuantization": {"scale": [1.0, 0.5, 4.0]}}
+    weights = {"rawValue": base64.b64encode(codes.tobytes()).decode(), "quantization": linear}
+    fields = {
+        "outputChannels": 3,
+        "kernelChannels": 2,
+        "kernelSize": [1, 1],
+        "isDeconvolution": True,
+        "weights": weights,
+    }
+    x = floats(1, 2, 2, 2)
+    layers = [layer("convolution", ["x"], ["y"], valid={}, **fields)]
+    found = value(call("run", layers=layers, inputs={"x": x}, outputs=["y"]))
+    stored = codes.reshape(2, 3) * [1.0, 0.5, 4.0]
+    np.testing.assert_allclose(found["y"], np.einsum("nihw,io->nohw", x, stored), rtol=1e-5, atol=1e-6)
+
+
 def test_a_look_up_table_gives_the_weights(call):
     import base64
 
