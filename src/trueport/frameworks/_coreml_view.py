@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from trueport.frameworks import _coreml_nn_ops, _coreml_nn_read
 from trueport.frameworks._base import GraphDict, NodeDict
 from trueport.frameworks._coreml_program import FLOATS, Operation, Program
 
@@ -26,7 +25,6 @@ ONNX_NAMES = {
     "band_part": "Trilu",
     "batch_norm": "BatchNormalization",
     "clamped_relu": "Clip",
-    "classify": "ArgMax",
     "cond": "If",
     "conv": "Conv",
     "conv_transpose": "ConvTranspose",
@@ -130,6 +128,8 @@ DATA = (
     *("ref_tensor", "ref_tensors", "state"),
 )
 """Arguments that hold data, in the order in which they are shown."""
+NETWORK = "nn."
+"""How the kinds of a neural network's layers begin."""
 _RANK = {argument: place for place, argument in enumerate(DATA)}
 _SMALL = 64
 """Longest constant that is an attribute rather than an operand."""
@@ -156,7 +156,9 @@ def _setting(argument: str, shape: tuple[int, ...]) -> bool:
 
 def node(program: Program, operation: Operation) -> NodeDict:
     """One operation of the main block."""
-    if operation.kind.startswith(_coreml_nn_read.PREFIX):
+    if operation.kind.startswith(NETWORK):
+        from trueport.frameworks import _coreml_nn_ops  # a patch script for ML programs does not carry it
+
         return _coreml_nn_ops.node(operation)
     operands: list[str] = []
     attributes: dict[str, Any] = {}
@@ -171,10 +173,9 @@ def node(program: Program, operation: Operation) -> NodeDict:
     attributes.update({key: plain(value) for key, value in operation.attributes.items()})
     if operation.kind == "linear":
         attributes["transB"] = 1
-    kind = operation.kind.partition(":")[2] or operation.kind
     return {
         "name": operation.name,
-        "op": ONNX_NAMES.get(kind, kind),
+        "op": ONNX_NAMES.get(operation.kind, operation.kind),
         "native_op": operation.kind,
         "inputs": operands,
         "outputs": list(operation.outputs),
