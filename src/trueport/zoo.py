@@ -178,12 +178,13 @@ def parse(text: str) -> Name:
 def _collection(name: str) -> Collection:
     if name not in COLLECTIONS:
         raise UsageError(
-            f"the zoo has no collection '{name}'; it has {', '.join(COLLECTIONS)}, as in {_example('keras')}"
+            f"the zoo has no collection '{name}'; it has {', '.join(COLLECTIONS)}, as in {_example()}"
         )
     return COLLECTIONS[name]
 
 
-def _example(collection: str) -> str:
+def _example(collection: str | None = None) -> str:
+    collection = collection or next(iter(COLLECTIONS))
     return f"{PREFIX}{collection}/{COLLECTIONS[collection].some[0]}"
 
 
@@ -230,7 +231,7 @@ def listing(session: Session, text: str) -> str:
 def open_name(session: Session, text: str) -> Artifact:
     """Find the model in the cache, or make it. Raises UsageError."""
     if is_list(text):
-        raise UsageError(f"{text} names no model; {_example('keras')} is one, and `trueport inspect {text}` lists more")
+        raise UsageError(f"{text} names no model; {_example()} is one, and `trueport inspect {text}` lists more")
     name = parse(text)
     collection = _collection(name.collection)
     python = session.settings.python

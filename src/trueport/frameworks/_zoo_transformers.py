@@ -58,7 +58,7 @@ STAGES = {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1]}
 ROWS: dict[str, Row] = {
     # Encoders of text
     "bert": _row("text", CLASSIFIER, "bert", "google-bert/bert-base-uncased"),
-    "roberta": _row("text", CLASSIFIER, "roberta", "FacebookAI/roberta-base"),
+    "roberta": _row("text", CLASSIFIER, "roberta", "FacebookAI/roberta-base", pad_token_id=1),
     "distilbert": _row("text", CLASSIFIER, "distilbert", "distilbert/distilbert-base-uncased"),
     "albert": _row("text", CLASSIFIER, "albert", "albert/albert-base-v2", embedding_size=32),
     "electra": _row("text", CLASSIFIER, "electra", "google/electra-small-discriminator", embedding_size=32),
@@ -71,7 +71,7 @@ ROWS: dict[str, Row] = {
     "deberta-v2": _row("text", CLASSIFIER, "deberta-v2", "microsoft/deberta-v3-small"),
     "modernbert": _row("text", CLASSIFIER, "modernbert", "answerdotai/ModernBERT-base", pad_token_id=0),
     "fnet": _row("tokens", CLASSIFIER, "fnet", "google/fnet-base"),
-    "xlm-roberta": _row("text", CLASSIFIER, "xlm-roberta", "FacebookAI/xlm-roberta-base"),
+    "xlm-roberta": _row("text", CLASSIFIER, "xlm-roberta", "FacebookAI/xlm-roberta-base", pad_token_id=1),
     "t5-encoder": _row("text", "T5EncoderModel", "t5", "google-t5/t5-small", d_kv=16),
     # Decoders
     "gpt2": _row("text", CAUSAL, "gpt2", "openai-community/gpt2"),
@@ -92,7 +92,7 @@ ROWS: dict[str, Row] = {
     "bart": _row("pair", "AutoModelForSeq2SeqLM", "bart", "facebook/bart-base"),
     # Pictures
     "vit": _row("picture", PICTURE, "vit", "google/vit-base-patch16-224"),
-    "deit": _row("picture", PICTURE, "deit", "facebook/deit-tiny-patch16-224"),
+    "deit": _row("picture", "DeiTForImageClassification", "deit", "facebook/deit-tiny-patch16-224"),
     "beit": _row("picture", PICTURE, "beit", "microsoft/beit-base-patch16-224"),
     "dinov2": _row("picture", PICTURE, "dinov2", "facebook/dinov2-small-imagenet1k-1-layer", patch_size=16),
     "swin": _row("picture", PICTURE, "swin", "microsoft/swin-tiny-patch4-window7-224", embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4),
@@ -105,7 +105,7 @@ ROWS: dict[str, Row] = {
     "segformer": _row("picture", PICTURE, "segformer", "nvidia/mit-b0", hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1]),
     "poolformer": _row("picture", PICTURE, "poolformer", "sail/poolformer_s12", **STAGES),
     "regnet": _row("picture", PICTURE, "regnet", "facebook/regnet-y-040", embedding_size=16, groups_width=16, **STAGES),
-    "levit": _row("picture", PICTURE, "levit", "facebook/levit-128S"),
+    "levit": _row("picture", "LevitForImageClassification", "levit", "facebook/levit-128S", hidden_sizes=[32, 48, 64], num_attention_heads=[2, 3, 4], depths=[1, 1, 1], key_dim=[8, 8, 8]),
     "clip-vision": _row("picture", "CLIPVisionModel", "clip_vision_model", "openai/clip-vit-base-patch32", patch_size=16),
     # Sound
     "wav2vec2": _row(
@@ -128,9 +128,14 @@ def model(name: str, options: Mapping[str, Any]) -> Made:
     if row is None:
         raise unknown("transformers", name, names())
     head = getattr(transformers, row.head)
+    notes: list[str] = []
     if options["weights"] == "hub":
-        module = fetched("transformers", name, lambda: head.from_pretrained(row.hub, use_safetensors=True))
+        told = {"use_safetensors": True, "output_loading_info": True}
+        module, loaded = fetched("transformers", name, lambda: head.from_pretrained(row.hub, **told))
         config = module.config
+        if loaded["missing_keys"]:
+            missing = ", ".join(sorted(loaded["missing_keys"])[:3])
+            notes.append(f"the pretrained weights of {row.hub} have no {missing}, ...: these are random")
     else:
         config = configured(row, options)
         try:
@@ -139,7 +144,7 @@ def model(name: str, options: Mapping[str, Any]) -> Made:
             raise Unsupported(f"transformers cannot build '{name}' of these sizes ({line(error)})") from error
     module.eval()
     inputs = _data(row, config, options)
-    return Made(module=_plain(module, row.takes), inputs=inputs, trained=options["weights"] == "hub")
+    return Made(module=_plain(module, row.takes), inputs=inputs, trained=options["weights"] == "hub", notes=notes)
 
 
 def configured(row: Row, options: Mapping[str, Any]) -> Any:
@@ -151,12 +156,20 @@ def configured(row: Row, options: Mapping[str, Any]) -> Any:
     sizes["inner"] = 2 * sizes["width"]
     sizes["length"] = max(sizes["length"] + 8, 64)  # some architectures count positions from 2
     settings: dict[str, Any] = {}
+    staged = "depths" in row.set  # its sizes are lists, one number for each stage, and the row has them all
     for option, spellings in SIZES.items():
-        present = [word for word in spellings if word in own.attribute_map or hasattr(own, word)]
+        if staged and option in ("layers", "width", "heads", "inner"):
+            continue
+        present = [word for word in spellings if _is_one(getattr(own, word, None))]
         settings |= dict.fromkeys(present, sizes[option])
     settings |= row.set
     settings |= {key: value for key, value in TOKENS.items() if key not in row.set and hasattr(own, key)}
     return transformers.AutoConfig.for_model(row.config, **settings)
+
+
+def _is_one(value: Any) -> bool:
+    """Whether a setting is one whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _data(row: Row, config: Any, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
