@@ -383,6 +383,7 @@ def set_dimensions(change: Change, edit: EditDict) -> None:
         else:
             dimension.constant.size = size
     editor.note(name, Type(editor.type(name).dtype, tuple(sizes)))
+    editor.resized = True
     if old and len(old) == len(sizes) and sizes[0] != old[0]:
         _free_batch(change, name, old[0])
 

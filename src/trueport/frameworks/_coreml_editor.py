@@ -62,6 +62,7 @@ class Editor:
         self.outputs = list(self.block.outputs)
         self.folder = reading.model_file(path).parent
         self.fresh_ones: set[str] = set()
+        self.resized = False
         self.unpacked: dict[str, np.ndarray] = {}
         self._types: dict[str, Type] = self._known()
         self._taken = self._names()
@@ -406,9 +407,11 @@ class Editor:
 
     def changed(self) -> bool:
         """Whether any operation is other than the file has it, values in the weights file aside."""
-        return any(
-            self._prints.get(id(item)) != item.SerializeToString(deterministic=True) for item in self.operations
-        ) or len(self.operations) != len(self._prints)
+        return (
+            self.resized
+            or any(self._prints.get(id(item)) != item.SerializeToString(deterministic=True) for item in self.operations)
+            or len(self.operations) != len(self._prints)
+        )
 
     def save(self, out: str) -> None:
         """Write the package. It appears whole or not at all."""
