@@ -32,7 +32,7 @@ SUFFIXES = {"executorch": ".pte"}
 VARIANTS = ("default",)
 PRECISIONS = ("float32",)
 EDITS = ("set-parameter", "set-attribute")
-EDIT_FILES = ("_executorch_file", "_torch_ops", "_executorch_ops", "_executorch_edit")
+EDIT_FILES = ("_executorch_file", "_torch_values", "_torch_ops", "_executorch_ops", "_executorch_edit")
 
 
 def sniff(head: bytes, path: Path) -> str | None:

@@ -44,6 +44,8 @@ LIBRARIES = {
     "openvino": Library("openvino", "openvino"),
     "tflite": Library("ai_edge_litert.interpreter", "ai-edge-litert"),
     "coreml": Library("coremltools", "coremltools"),
+    "executorch": Library("executorch", "executorch torch"),
+    "tvm": Library("tvm", "apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post0"),
     "pytorch": Library("torch", "torch"),
     "keras": Library("keras", "keras tensorflow"),
     "savedmodel": Library("tensorflow", "tensorflow"),
