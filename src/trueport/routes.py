@@ -21,6 +21,9 @@ from trueport.plugins import converters
 MAX_HOPS = 3
 """A fourth hop has never been the only way between two formats that we know, and every hop can lose something."""
 
+HISTORIC = 90
+"""Steps of this rank and above are converters of the past, kept for studies: they run where `--route` names them."""
+
 OPSET_STEP = "opset"
 
 
@@ -87,7 +90,7 @@ def plan(
     legacy_keras: the source is a Keras 2 file, which only the tf_keras steps take (and they take nothing else).
     precision: what the result shall be declared as; a route qualifies when one of its steps can give it.
     """
-    available = list(steps().values())
+    available = [step for step in steps().values() if step.rank < HISTORIC]
     found = []
     for chain in _chains(source_format, target_format, available):
         first_keras = chain[0].source_format == "keras"

@@ -189,6 +189,17 @@ class errors_of:
         self.logger.removeHandler(self.handler)
 
 
+def _has_schema(operator: str, version: int) -> bool:
+    """Whether ONNX itself has this operator at this version; by a call that old and new ONNX packages share."""
+    import onnx
+
+    try:
+        onnx.defs.get_schema(operator, version, "")
+    except onnx.defs.SchemaError:
+        return False
+    return True
+
+
 def check(model: Any, said: Sequence[str] = ()) -> None:
     """Raise InvalidOutput for a model that is not ONNX: an operator without a schema, or what ONNX's checker refuses."""
     import onnx
@@ -198,7 +209,7 @@ def check(model: Any, said: Sequence[str] = ()) -> None:
     for node in nodes_of(model.graph):
         domain = "" if node.domain == "ai.onnx" else node.domain
         version = opsets.get(node.domain or "ai.onnx")
-        if domain == "" and not onnx.defs.has(node.op_type, version or 1, domain):
+        if domain == "" and not _has_schema(node.op_type, version or 1):
             unknown.setdefault(node.op_type, node.name)
         elif version is None:
             unknown.setdefault(f"{node.domain}::{node.op_type}", node.name)
