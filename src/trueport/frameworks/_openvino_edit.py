@@ -37,8 +37,6 @@ def _set_parameter(change: Change, edit: EditDict) -> None:
         port = made.output(0)
         if narrow:
             wide = change.emitter().op("convert", port, destination_type=_element(direct))
-            for name, value in direct.get_rt_info().items():
-                wide.get_node().get_rt_info()[name] = value
             change.widened[key(made)] = wide.get_node()
             port = wide
         node.input(slot).replace_source_output(port)

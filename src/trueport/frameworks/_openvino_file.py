@@ -247,13 +247,14 @@ def read(path: str) -> Any:
         return core().read_model(path)
     except Exception as error:
         said = reason(error)
-        if b"<const" not in text and b'type="Const"' not in text:
+        needed = _needed_bytes(text)
+        if not needed:
             raise BadModel(f"{file.name} is no OpenVINO model that can be read: {said}") from error
         if not weights.is_file():
             raise BadModel(
                 f"{file.name} keeps its weights in {weights.name}, which is not there; put it beside it"
             ) from error
-        if weights.stat().st_size < _needed_bytes(text):
+        if weights.stat().st_size < needed:
             raise BadModel(
                 f"{weights.name} is shorter than {file.name} says; copy both files of the model anew"
             ) from error
@@ -263,7 +264,7 @@ def read(path: str) -> Any:
 
 
 def _needed_bytes(text: bytes) -> int:
-    """The end of the last constant that the file names."""
+    """The end of the last constant that the file names; 0 where there is none, or the file is no XML."""
     from xml.etree import ElementTree
 
     try:

@@ -221,7 +221,7 @@ def _every(node: Any, found: dict[str, Any]) -> None:
     for name, words in _VALUES.items():
         if found.get(name) in words:
             found[name] = words[found[name]]
-    for name in ("keepdims", "antialias", "exclusive", "reverse", "is_causal", "linear_before_reset"):
+    for name in ("keepdims", "antialias", "exclusive", "reverse", "is_causal", "linear_before_reset", "stable"):
         if isinstance(found.get(name), bool):
             found[name] = int(found[name])
     if "to" in found:
@@ -258,6 +258,8 @@ def _resize(node: Any, found: dict[str, Any]) -> None:
     """Sizes or scales, whichever counts, and the axes that they are for."""
     if not any(found.get("pads", ())):
         found.pop("pads", None)
+    if found.get("mode") == "linear_onnx":
+        found["antialias"] = 0  # which this mode takes no notice of
     by = found.pop("shape_calculation_mode", "sizes")
     first = _stored(node, 1)
     if first is not None:
