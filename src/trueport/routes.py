@@ -21,7 +21,7 @@ from trueport.plugins import converters
 MAX_HOPS = 3
 """A fourth hop has never been the only way between two formats that we know, and every hop can lose something."""
 
-HISTORIC = 90
+HISTORIC = 900
 """Steps of this rank and above are converters of the past, kept for studies: they run where `--route` names them."""
 
 OPSET_STEP = "opset"

@@ -14,7 +14,7 @@ STEPS: tuple[Step, ...] = (
         target_format="savedmodel",
         toolchain="old-onnx-tf",
         tool="onnx-tf",
-        rank=90,
+        rank=900,
         max_opset=15,
         note="keeps channels first, by transposing around every convolution",
     ),

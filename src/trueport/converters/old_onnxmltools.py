@@ -8,7 +8,7 @@ from typing import Any
 from trueport.frameworks._base import ConvertContext, ConvertReply, Step
 
 STEPS: tuple[Step, ...] = (
-    Step("old-onnxmltools-keras2", "keras", "onnx", "old-onnxmltools", "onnxmltools", 90, legacy_keras=True),
+    Step("old-onnxmltools-keras2", "keras", "onnx", "old-onnxmltools", "onnxmltools", 900, legacy_keras=True),
 )
 
 

@@ -13,8 +13,8 @@ OPSET = 13
 _OPTIONS = (("opset", f"ONNX opset of the result (default {OPSET}, at most 15)"),)
 
 STEPS: tuple[Step, ...] = (
-    Step("old-tf2onnx-keras2", "keras", "onnx", "old-tf2onnx", "tf2onnx", 90, options=_OPTIONS, legacy_keras=True),
-    Step("old-tf2onnx-savedmodel", "savedmodel", "onnx", "old-tf2onnx", "tf2onnx", 90, options=_OPTIONS),
+    Step("old-tf2onnx-keras2", "keras", "onnx", "old-tf2onnx", "tf2onnx", 900, options=_OPTIONS, legacy_keras=True),
+    Step("old-tf2onnx-savedmodel", "savedmodel", "onnx", "old-tf2onnx", "tf2onnx", 900, options=_OPTIONS),
 )
 
 

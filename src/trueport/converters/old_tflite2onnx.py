@@ -14,7 +14,7 @@ STEPS: tuple[Step, ...] = (
         target_format="onnx",
         toolchain="old-tflite2onnx",
         tool="tflite2onnx",
-        rank=90,
+        rank=900,
         dynamic_shapes=False,
         note="about 30 operators; dies on a fully connected layer without a bias",
     ),
