@@ -84,7 +84,7 @@ TABLE: Mapping[str, Mapping[str, Any]] = {
     "SpaceToDepth": {"blocksize": ABSENT},
     "Split": {"axis": 0, "split": ABSENT},
     "ThresholdedRelu": {"alpha": 1.0},
-    "TopK": {"k": ABSENT, "axis": -1, "largest": 1},
+    "TopK": {"k": ABSENT, "axis": -1, "largest": 1, "stable": 1},
     "Trilu": {"upper": 1, "k": 0},
 }
 """Kind -> attribute -> what it means in ONNX when it is absent."""
@@ -133,6 +133,7 @@ _IMPLIED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "MaxPool": {"ceil_mode": 0},
         "Elu": {"alpha": 1.0},
         "Softmax": {"axis": -1},
+        "TopK": {"stable": 1},
     },
     "keras": {
         "AveragePool": {"ceil_mode": 0, "count_include_pad": 0},
