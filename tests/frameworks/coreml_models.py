@@ -145,3 +145,19 @@ def sound(path):
     spec = model.get_spec()
     program = load.load(spec, spec.specificationVersion, model.weights_dir)
     return [item.op_type for item in program.functions["main"].operations]
+
+
+def network(out):
+    """The older format, one file: [3, 5] -> a matrix, relu, a product with a constant, softmax."""
+    import coremltools
+    from coremltools.models import datatypes
+    from coremltools.models.neural_network import NeuralNetworkBuilder
+
+    made = NeuralNetworkBuilder([("x", datatypes.Array(3, 5))], [("y", None)], disable_rank5_shape_mapping=True)
+    matrix = rng_array(4, 5, seed=8)
+    made.add_inner_product("matrix", matrix, None, 5, 4, False, "x", "rows")
+    made.add_activation("bent", "RELU", "rows", "bent")
+    made.add_load_constant_nd("factor", "factor", rng_array(1, 4, seed=9), (1, 4))
+    made.add_multiply_broadcastable("scaled", ["bent", "factor"], "scaled")
+    made.add_softmax_nd("y", "scaled", "y", -1)
+    coremltools.models.MLModel(made.spec, skip_model_load=True).save(out)

@@ -433,3 +433,72 @@ def test_a_patch_script_writes_the_same_file(model, tmp_path):
     done = subprocess.run([source.python, script, source.path, out], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     same(Model(source.pool, source.python, out), picture_by_hand(epsilon=0.25))
+
+
+# -- the older format -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def network(pool, env, tmp_path_factory):
+    """A neural network in one .mlmodel file."""
+    path = tmp_path_factory.mktemp("network") / "model.mlmodel"
+    outcome = pool.call(env("coreml"), "coreml_models", "network", {"out": str(path)}, stage=Stage.LOAD, paths=HERE)
+    assert not isinstance(outcome, Failure), (outcome.message, outcome.log[-1500:])
+    return Model(pool, env("coreml"), path)
+
+
+ROWS = samples(3, 5, seed=30)
+
+
+def network_by_hand(*, w=None, bias=0.0, bent=lambda y: np.maximum(y, 0), factor=None, axis=-1):
+    w = samples(4, 5, seed=8) if w is None else w
+    y = bent(ROWS.astype(np.float64) @ w.T + bias) * (samples(1, 4, seed=9) if factor is None else factor)
+    e = np.exp(y - y.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+FOUR = samples(4, seed=31)
+STEPS = [{"operator": "Tanh", "attributes": {}}, {"operator": "Mul", "attributes": {}, "constants": ["a"]}]
+
+
+@pytest.mark.parametrize(
+    ("change", "array", "expected"),
+    [
+        (edit("set-parameter", node="matrix", parameter="matrix.weights", array="a"), samples(4, 5, seed=32), {"w": samples(4, 5, seed=32)}),
+        (edit("set-parameter", node="scaled", parameter="factor", array="a"), FOUR.reshape(1, 4), {"factor": FOUR}),
+        (edit("add-parameter", node="matrix", role="bias", array="a"), FOUR, {"bias": FOUR}),
+        (edit("set-attribute", node="y", attribute="axis", value=0), FOUR, {"axis": 0}),
+        (edit("remove-node", node="bent"), FOUR, {"bent": lambda y: y}),
+        (edit("set-operator", node="bent", operator="LeakyRelu", attributes={"alpha": 0.5}), FOUR, {"bent": lambda y: np.where(y > 0, y, 0.5 * y)}),
+        (edit("insert", value="rows", steps=STEPS), np.full((1, 4), 3, np.float32), {"bent": lambda y: np.maximum(3 * np.tanh(y), 0)}),
+        (edit("set-input", node="scaled", slot=0, value="rows"), FOUR, {"bent": lambda y: y}),
+        (edit("reorder-inputs", node="scaled", order=[1, 0]), FOUR, {}),
+        (edit("recompute", value="bent", nodes=[{"op": "Sigmoid", "inputs": ["rows"], "outputs": ["s"], "attributes": {}}]), FOUR, {"bent": lambda y: 1 / (1 + np.exp(-y))}),
+    ],
+)  # fmt: skip
+def test_a_neural_network_is_edited(network, change, array, expected):
+    made = network.edit(change, name="out.mlmodel", a=array)
+    assert list(made.run(x=ROWS)) == ["y"]
+    np.testing.assert_allclose(made.run(x=ROWS)["y"], network_by_hand(**expected), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (edit("set-precision", node="matrix", dtype="float16"), "ML program"),
+        (edit("set-parameter", node="matrix", parameter="matrix.weights", array="a"), "holds 20 values"),
+        (edit("set-parameter", node="bent", parameter="factor", array="a"), "does not read"),
+        (edit("add-parameter", node="bent", role="bias", array="a"), "takes no bias"),
+        (edit("set-attribute", node="y", attribute="speed", value=1), "no setting 'speed'"),
+        (edit("set-operator", node="bent", operator="Conv"), "Conv"),
+        (edit("remove-node", node="nobody"), "no layer named 'nobody'"),
+    ],
+)
+def test_what_a_network_cannot_take_is_refused(network, change, words):
+    assert words in network.refusal(change, a=FOUR)
+
+
+def test_layers_that_no_edit_names_keep_their_bytes(network):
+    made = network.edit(edit("remove-node", node="bent"), name="out.mlmodel")
+    assert samples(4, 5, seed=8).tobytes() in made.path.read_bytes()
+    assert samples(1, 4, seed=9).tobytes() in made.path.read_bytes()

@@ -22,6 +22,8 @@ def translated(native: str, attributes: Mapping[str, Any], rank: int | None) -> 
     words = _WORDS.get(native)
     if words is not None:
         words(given, rank)
+    if "keepDims" in given:
+        given["keepdims"] = given["keepDims"]
     if "keep_dims" in given:
         given["keepdims"] = given["keep_dims"]
     return given
@@ -136,6 +138,21 @@ def _resize(mode: str) -> Words:
     return make
 
 
+def _network_window(given: Given, rank: int | None) -> None:
+    """A layer of the older format with a window: pads are pairs, one for each axis."""
+    kind = given.pop("ConvolutionPaddingType", given.pop("PoolingPaddingType", ""))
+    pairs = given.pop("paddingAmounts", None)
+    if kind == "valid" and isinstance(pairs, list):
+        given["pads"] = [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
+    elif kind == "same":
+        given["auto_pad"] = "SAME_LOWER" if given.get("asymmetryMode") == "TOP_LEFT_HEAVY" else "SAME_UPPER"
+    for own, word in (("kernelSize", "kernel_shape"), ("stride", "strides"), ("dilationFactor", "dilations")):
+        if own in given:
+            given[word] = given.pop(own)
+    if "avgPoolExcludePadding" in given:
+        given["count_include_pad"] = int(not given.pop("avgPoolExcludePadding"))
+
+
 _WORDS: Mapping[str, Words] = {
     **dict.fromkeys(("conv", "conv_transpose", "avg_pool", "max_pool", "l2_pool"), _window),
     "cast": _cast,
@@ -144,6 +161,11 @@ _WORDS: Mapping[str, Words] = {
     "gelu": _gelu,
     "layer_norm": _layer_norm,
     "local_response_norm": _named(k="bias"),
+    "nn.clip": _named(minVal="min", maxVal="max"),
+    "nn.convolution": _network_window,
+    "nn.gelu": _gelu,
+    "nn.pooling": _network_window,
+    "nn.transpose": _named(axes="perm"),
     "pad": _pad,
     "pixel_shuffle": _shuffle("CRD", "upscale_factor"),
     "relu6": _relu6,

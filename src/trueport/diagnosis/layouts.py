@@ -63,6 +63,8 @@ _WEIGHTS: Mapping[str, str] = {
     "conv_transpose": "IO*",
     "linear": "OI",
     "matmul": "IO",
+    "nn.convolution": "OI*",
+    "nn.innerProduct": "OI",
 }
 """Native operator -> axes of its weights: O out, I in, M channel multiplier, 1 a single one, * the spatial axes."""
 

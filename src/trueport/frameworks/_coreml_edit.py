@@ -1,4 +1,4 @@
-"""Applies edits to a Core ML package: the table of kinds, and `apply`, which writes the changed copy."""
+"""Applies edits to a Core ML model, program or network: the table of kinds, and `apply`, which writes the changed copy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Callable
 
 from trueport.frameworks import _coreml_edit_kinds as kinds
+from trueport.frameworks import _coreml_edit_network as network
 from trueport.frameworks import _coreml_read as reading
 from trueport.frameworks._base import Arrays, EditDict, Unsupported
 from trueport.frameworks._coreml_edit_kinds import Change
@@ -26,6 +27,7 @@ KINDS: dict[str, Callable[[Change, EditDict], None]] = {
     "recompute": kinds.recompute,
 }
 """Kind of edit -> the function that writes it."""
+NETWORKS = ("neuralNetwork", "neuralNetworkClassifier", "neuralNetworkRegressor")
 EDITS = tuple(KINDS)
 EDIT_FILES = (
     "_coreml_program",
@@ -40,6 +42,7 @@ EDIT_FILES = (
     "_coreml_edit_grids",
     "_coreml_edit_types",
     "_coreml_edit_kinds",
+    "_coreml_edit_network",
     "_coreml_edit",
 )
 
@@ -49,8 +52,11 @@ def apply(path: str, edits: Sequence[EditDict], arrays: Arrays, out: str) -> dic
 
     Raises Unsupported, with the reason, when an edit cannot be written at its place or coremltools finds the result wrong.
     """
-    if reading.read_spec(path).WhichOneof("Type") != "mlProgram":
-        raise Unsupported("edits are written into ML programs; convert the model to one (convert_to=mlprogram)")
+    kind = reading.read_spec(path).WhichOneof("Type")
+    if kind in NETWORKS:
+        return network.apply(path, edits, arrays, out)
+    if kind != "mlProgram":
+        raise Unsupported(f"edits are written into ML programs and neural networks, and this is a {kind}")
     change = Change(path, arrays)
     for edit in edits:
         kind = edit.get("kind", "")
