@@ -125,7 +125,7 @@ def _made(session: Session, row: Row, source: Path, folder: Path) -> tuple[Path 
     if row.converted_here and done.chosen is not None and done.chosen.output is not None:
         return done.chosen.output, words
     bare = folder / f"{row.id}{made.suffix}"
-    made.rename(bare)
+    publish.model(made, bare)  # with the weights that lie beside it
     return bare, words
 
 

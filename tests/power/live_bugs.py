@@ -28,7 +28,14 @@ MAKERS = {
 }
 """Maker -> toolchain in which its models are built, suffix of the file."""
 
-SUFFIXES = {"onnx": ".onnx", "tflite": ".tflite", "pytorch": ".pt2", "tvm": ".tvm", "executorch": ".pte"}
+SUFFIXES = {
+    "onnx": ".onnx",
+    "tflite": ".tflite",
+    "pytorch": ".pt2",
+    "tvm": ".tvm",
+    "executorch": ".pte",
+    "openvino": ".xml",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,10 @@ BUGS = (
     Bug("X-alpha", "torch", "add_alpha", "executorch", "faithful", ("executorch.backend=xnnpack",)),
     Bug("L10", "tf", "reverse", "tflite-savedmodel", "deviates"),
     Bug("L11", "tf", "nms", "tflite-savedmodel", "deviates"),
+    Bug("V4-antialias", "onnx", "antialias", "openvino-onnx", "deviates"),
+    Bug("V4-outside", "onnx", "resize_outside", "openvino-onnx", "deviates"),
+    Bug("V4-aspect", "onnx", "resize_aspect", "openvino-onnx", "deviates"),
+    Bug("V8", "onnx", "top_k", "openvino-onnx", "deviates"),
     Bug("train-mode", "torch", "train_mode", "torch-dynamo", "faithful"),
     Bug("train-mode-keras", "keras", "dropout", "tf2onnx-keras", "faithful"),
     Bug("batch-mean", "torch", "batch_mean", "torch-dynamo", "faithful"),

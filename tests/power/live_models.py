@@ -296,6 +296,19 @@ def _onnx(name, out):
             "Resize", "", "", longs("sizes", 1, 4, 3, 3), shape=[1, 4, 7, 8], out_shape=[1, 4, 3, 3], mode="linear",
             antialias=1,
         ),
+        "resize_outside": lambda: one(
+            "Resize", "", "", longs("sizes", 1, 4, 13, 13), shape=[1, 4, 8, 8], out_shape=[1, 4, 13, 13], mode="cubic",
+            exclude_outside=1,
+        ),
+        "resize_aspect": lambda: one(
+            "Resize", "", "", longs("sizes", 8, 8), shape=[1, 4, 8, 16], out_shape=[1, 4, 4, 8], mode="linear",
+            keep_aspect_ratio_policy="not_larger", axes=[2, 3],
+        ),
+        "top_k": lambda: (
+            [node("Round", ["x"], ["r"]), node("TopK", ["r", longs("k", 8)], ["values", "places"], axis=-1)],
+            [value("x", [2, 32])],
+            [value("values", [2, 8]), value("places", [2, 8], TensorProto.INT64)],
+        ),
         "lrn": lambda: one("LRN", size=3, alpha=0.5, beta=0.75, bias=1.0),
         "output_padding": lambda: one(
             "ConvTranspose", floats("w", 4, 3, 3, 3), out_shape=[1, 3, 10, 10], strides=[2, 2], output_padding=[1, 1]
@@ -354,7 +367,7 @@ def _onnx(name, out):
     nodes, inputs, outputs = made[name]()
     stored = [numpy_helper.from_array(array, key) for key, array in weights.items()]
     graph = helper.make_graph(nodes, "g", inputs, outputs, stored)
-    opset = 18 if name == "antialias" else 17
+    opset = 18 if name in ("antialias", "resize_outside", "resize_aspect") else 17
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), out)
 
 

@@ -9,7 +9,6 @@ verdict, the operator that is at fault, the cause, the step, and the known bug. 
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from live_bugs import MAKERS
 
-from trueport import api
+from trueport import api, publish
 from trueport.artifact import Artifact
 from trueport.conversion import Conversion
 from trueport.diagnosis import known
@@ -116,6 +115,42 @@ ROWS = (
         causes=(WEIGHTS, VALUE),
         issue="onnxscript-3027",
         **OLD,
+    ),
+    Row(
+        id="V4-antialias",
+        maker="onnx",
+        model="antialias",
+        route="openvino-onnx",
+        places=("Resize",),
+        causes=(VALUE,),
+        issue="openvino-35893",
+    ),
+    Row(
+        id="V4-outside",
+        maker="onnx",
+        model="resize_outside",
+        route="openvino-onnx",
+        places=("Resize",),
+        causes=(VALUE,),
+        issue="openvino-resize-outside",
+    ),
+    Row(
+        id="V4-aspect",
+        maker="onnx",
+        model="resize_aspect",
+        route="openvino-onnx",
+        places=("Resize",),
+        causes=(VALUE,),
+        issue="openvino-resize-aspect",
+    ),
+    Row(
+        id="V8",
+        maker="onnx",
+        model="top_k",
+        route="openvino-onnx",
+        places=("TopK",),
+        causes=(VALUE,),
+        issue="openvino-topk-stable",
     ),
     Row(
         id="T1",
@@ -488,7 +523,7 @@ def make_target(session: Session, row: Row, source: Path, folder: Path) -> Path 
     if row.converted_here and done.chosen is not None and done.chosen.output is not None:
         return done.chosen.output
     out = folder / f"{row.id}{made.suffix}"
-    shutil.move(made, out)
+    publish.model(made, out)  # with the weights that lie beside it
     return out
 
 

@@ -25,6 +25,7 @@ PRODUCERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"pytorch\b", ("torch", "onnxscript")),
     (r"tf2onnx\b", ("tf2onnx",)),
     (r"onnx2tf\b", ("onnx2tf",)),
+    (r"OpenVINO\b", ("openvino",)),
     (r"MLIR Converted", ("tensorflow", "keras", "litert-torch")),
 )
 """How a file names the tool that made it -> the packages that write so. The first one's version stands beside it."""

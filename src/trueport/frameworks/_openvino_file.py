@@ -302,7 +302,7 @@ def meta_of(one: Opened) -> dict[str, Any]:
         "weights": dict(weights),
         "writes_state": bool(one.model.get_variables()),
     }
-    version = _info(one.model, "Runtime_version")
+    version = _info(one.model, "Runtime_version").partition("-")[0]
     return {**found, "producer_version": version} if version else found
 
 
