@@ -25,7 +25,7 @@ def _constant(value):
     return Constant(held.dtype.name, held.shape, lambda: held)
 
 
-def operator(kind, inputs, types, emit, precision="float32", rounding=True, lists=()):
+def operator(kind, inputs, types, emit, precision="float32", rounding=True, lists=(), opset=""):
     """Evaluate one operator whose arguments are all stored; emits its results as "0", "1", ... A list of arrays is given as
     a list for the arguments named in `lists`. types: [dtype or [dtype, shape]] of each result."""
     from trueport.frameworks._coreml_program import Block, Operation, Program, Type, evaluate
@@ -39,7 +39,9 @@ def operator(kind, inputs, types, emit, precision="float32", rounding=True, list
     declared = [Type(item) if isinstance(item, str) else Type(item[0], tuple(item[1])) for item in types]
     names = [str(place) for place in range(len(declared))]
     step = Operation(names[0], kind, bound, names, declared)
-    program = Program({}, dict(zip(names, declared, strict=True)), constants, Block([], names, [step]))
+    program = Program(
+        {}, dict(zip(names, declared, strict=True)), constants, Block([], names, [step]), meta={"opset": opset}
+    )
     evaluate(program, KERNELS, {}, wanted=names, emit=emit, precision=precision, rounding=rounding)
 
 

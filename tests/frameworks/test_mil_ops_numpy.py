@@ -517,9 +517,28 @@ def test_scatter_without_a_mode_is_refused(op):
     assert "mode" in outcome.message
 
 
-def test_an_index_out_of_range_is_an_error_and_no_value(op):
-    outcome = op("gather", {"x": np.zeros((2, 2), np.float32), "indices": np.array([2], np.int32), "axis": 0})
-    assert isinstance(outcome, Failure)
+@pytest.mark.parametrize(
+    ("opset", "index", "value"), [("CoreML6", -1, 2.0), ("CoreML7", -1, None), ("CoreML6", 2, None)]
+)
+def test_an_index_for_which_nothing_is_defined_gives_no_value(op, opset, index, value):
+    inputs = {"x": np.array([1, 2], np.float32), "indices": np.array([index], np.int32), "axis": 0}
+    outcome = op("gather", inputs, opset=opset)
+    if value is not None:
+        assert outcome[0].tolist() == [value]
+    else:
+        assert isinstance(outcome, Failure)
+        assert "defines no result" in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("before", "asked", "after"),
+    [((2, 3), [1, 0, -1, 0], (1, 1, 2, 3)), ((2, 3, 4), [6, 0], (6, 4)), ((2, 3, 4), [0, 4, -1], (2, 4, 3))],
+)
+def test_a_zero_in_a_shape_counts_from_the_end(op, before, asked, after):
+    x = noise(before, 0)
+    (found,) = op("reshape", {"x": x, "shape": asked})
+    assert found.shape == after
+    np.testing.assert_array_equal(found.ravel(), x.ravel())
 
 
 # -- float16

@@ -388,7 +388,7 @@ class Evaluator:
                 return
             try:
                 values = self.call(operation, scope)
-            except (RuntimeError, IndexError, ValueError) as error:  # what kernels raise of shapes they cannot take
+            except (RuntimeError, IndexError, ValueError, Unsupported) as error:  # what kernels raise of shapes they cannot take
                 reason = f"{operation.kind}: {' '.join(str(error).split())[:300]}"
                 skipped.update((name, reason) for name in operation.outputs)
                 return

@@ -9,14 +9,22 @@ from trueport.frameworks._base import Unsupported
 from trueport.frameworks._coreml_program import Call
 from trueport.frameworks._mil_values import choice, flag, number, plain, whole
 
+_OLD = ("", "CoreML5", "CoreML6")
+"""Opsets in which a negative index counts from the end; later ones leave open what it means."""
 
-def _wrapped(indices: Any, size: int) -> Any:
-    """Indices as int64; negative ones count from the end. Raises IndexError for one that is out of range."""
+
+def _wrapped(call: Call, indices: Any, size: int) -> Any:
+    """Indices as int64, from the front. Raises Unsupported for one that reads or writes what nothing defines."""
     import torch
 
     indices = indices.to(torch.int64)
-    if indices.numel() and (int(indices.min()) < -size or int(indices.max()) >= size):
-        raise IndexError(f"an index is outside of an axis of {size} elements, where the result is not defined")
+    opset = str(call.evaluator.program.meta.get("opset", ""))
+    least = -size if opset in _OLD else 0
+    if indices.numel() and (int(indices.min()) < least or int(indices.max()) >= size):
+        raise Unsupported(
+            f"{call.operation.kind} '{call.operation.name}' gets an index outside of {least} to {size - 1}, "
+            "for which Core ML defines no result"
+        )
     return torch.where(indices < 0, indices + size, indices)
 
 
@@ -26,7 +34,7 @@ def gather(call: Call) -> Any:
 
     x, indices = call["x"], call["indices"]
     axis, batch = whole(call, "axis", 0) % call["x"].dim(), whole(call, "batch_dims", 0)
-    indices = _wrapped(indices, x.shape[axis])
+    indices = _wrapped(call, indices, x.shape[axis])
     if batch == 0:
         found = x.index_select(axis, indices.reshape(-1))
         return found.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
@@ -46,16 +54,16 @@ def gather_along_axis(call: Call) -> Any:
     import torch
 
     x, axis = call["x"], whole(call, "axis", 0)
-    return torch.take_along_dim(x, _wrapped(call["indices"], x.shape[axis]), axis)
+    return torch.take_along_dim(x, _wrapped(call, call["indices"], x.shape[axis]), axis)
 
 
-def _flat_places(indices: Any, sizes: list[int]) -> Any:
+def _flat_places(call: Call, indices: Any, sizes: list[int]) -> Any:
     """Turn index vectors (last axis) into numbers of slices of the axes that they index."""
     import torch
 
     total = torch.zeros(indices.shape[:-1], dtype=torch.int64)
     for place, size in enumerate(sizes):
-        total = total * size + _wrapped(indices[..., place], size)
+        total = total * size + _wrapped(call, indices[..., place], size)
     return total
 
 
@@ -67,7 +75,7 @@ def gather_nd(call: Call) -> Any:
     batch, depth = whole(call, "batch_dims", 0), call["indices"].shape[-1]
     sizes = list(x.shape[batch : batch + depth])
     rest = x.shape[batch + depth :]
-    places = _flat_places(indices, sizes)
+    places = _flat_places(call, indices, sizes)
     if batch == 0:
         return x.reshape(-1, *rest)[places]
     rows = x.reshape(-1, int(torch.tensor(sizes).prod()), *rest)
@@ -120,7 +128,7 @@ def _numbers(data: Any) -> Any:
 def scatter(call: Call) -> Any:
     """Slices written at the indices (a vector) of `axis`."""
     data, axis = call["data"], whole(call, "axis", 0)
-    places = _numbers(data).index_select(axis, _wrapped(call["indices"], data.shape[axis]).reshape(-1))
+    places = _numbers(data).index_select(axis, _wrapped(call, call["indices"], data.shape[axis]).reshape(-1))
     return _put(data, places, call["updates"].expand(places.shape), _mode(call))
 
 
@@ -129,7 +137,7 @@ def scatter_along_axis(call: Call) -> Any:
     import torch
 
     data, axis = call["data"], whole(call, "axis", 0)
-    places = torch.gather(_numbers(data), axis, _wrapped(call["indices"], data.shape[axis]))
+    places = torch.gather(_numbers(data), axis, _wrapped(call, call["indices"], data.shape[axis]))
     return _put(data, places, call["updates"], _mode(call))
 
 
@@ -137,7 +145,7 @@ def scatter_nd(call: Call) -> Any:
     """Slices written where the vectors along the last axis of `indices` say."""
     data, indices = call["data"], call["indices"]
     depth = indices.shape[-1]
-    slices = _flat_places(indices, list(data.shape[:depth]))
+    slices = _flat_places(call, indices, list(data.shape[:depth]))
     places = _numbers(data).reshape(-1, *data.shape[depth:])[slices]
     return _put(data, places, call["updates"], _mode(call))
 

@@ -19,11 +19,14 @@ def identity(call: Call) -> Any:
 
 
 def reshape(call: Call) -> Any:
-    """Other sizes for the same values; 0 keeps the size of the axis, −1 takes what is left."""
+    """Other sizes for the same values; −1 takes what is left.
+
+    0 keeps the size of the axis at the same place counted from the end, and is 1 where x has no such axis.
+    """
     x, sizes = call["x"], wholes(call, "shape")
-    if len(sizes) == x.dim():
-        sizes = [size or x.shape[axis] for axis, size in enumerate(sizes)]
-    return x.reshape(sizes)
+    before = [1] * (len(sizes) - x.dim()) + list(x.shape)
+    kept = before[len(before) - len(sizes) :]
+    return x.reshape([size or held for size, held in zip(sizes, kept)])
 
 
 def reshape_like(call: Call) -> Any:
