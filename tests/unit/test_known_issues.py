@@ -106,6 +106,12 @@ def tf_case(source, target, blamed, **more):
     return Case(source=source, target=target, blamed=blamed, **given)
 
 
+def tvm_case(source, target, **more):
+    """PyTorch to TVM by its own frontend, unless said otherwise; the only node is to blame."""
+    given = {"formats": ("pytorch", "tvm"), "step": "tvm-torch", "packages": {"apache-tvm": "0.27.0.post1"}} | more
+    return Case(source=graph(source), target=graph(target), blamed=(target.name,), **given)
+
+
 def lite_case(source, target, blamed, **more):
     given = {
         "formats": ("savedmodel", "tflite"),
@@ -313,6 +319,31 @@ CASES = {
             constants="one",
         ),
         ("3:l", "1:e", "2:a"),
+        cause=Cause.STRUCTURE,
+    ),
+    "tvm-torch-alpha": tvm_case(
+        node("a", "Add", "x b", native="aten.add.Tensor", alpha=3), node("y", "Add", "x b"), cause=Cause.STRUCTURE
+    ),
+    "tvm-torch-negative-index": tvm_case(
+        node("s", "Gather", native="aten.select.int", axis=1), node("y", "Gather", mode="fast", axis=1)
+    ),
+    "tvm-torch-divisor": tvm_case(
+        node("p", "AveragePool", native="aten.avg_pool2d.default", divisor_override=3), node("y", "AveragePool")
+    ),
+    "tvm-torch-nearest": tvm_case(
+        node("u", "Resize", native="aten.upsample_nearest2d.vec"),
+        node("y", "Resize", coordinate_transformation_mode="half_pixel"),
+    ),
+    "tvm-torch-selu": tvm_case(node("s", "Selu"), node("y", "Sub"), cause=Cause.PARAMETERS),
+    "tvm-antialias": tvm_case(
+        node("r", "Resize", antialias=1), node("y", "Resize"), formats=("onnx", "tvm"), step="tvm-onnx"
+    ),
+    "executorch-22851": tvm_case(
+        node("g", "Gelu", approximate="tanh"),
+        node("output_0", "XnnpackBackend", native="delegate.XnnpackBackend"),
+        formats=("pytorch", "executorch"),
+        step="executorch",
+        packages={"executorch": "1.5.1"},
         cause=Cause.STRUCTURE,
     ),
     "litert-torch-nearest": Case(
@@ -703,6 +734,24 @@ def test_nearest_without_half_pixels_is_torch_s():
     assert near("litert-torch-nearest", target=target) is None
     source = graph(node("u", "Resize", native="aten.upsample_bilinear2d.vec"))
     assert near("litert-torch-nearest", source=source) is None
+
+
+@pytest.mark.parametrize(
+    ("issue", "source"),
+    [
+        ("tvm-torch-alpha", node("a", "Add", "x b", native="aten.add.Tensor", alpha=1)),
+        ("tvm-torch-divisor", node("p", "AveragePool", native="aten.avg_pool2d.default")),
+        ("tvm-torch-nearest", node("u", "Resize", native="aten.upsample_bilinear2d.vec")),
+        ("tvm-antialias", node("r", "Resize", antialias=0)),
+        ("executorch-22851", node("g", "Gelu", approximate="none")),
+    ],
+)
+def test_a_source_that_asks_for_what_was_made_shows_no_bug(issue, source):
+    assert near(issue, source=graph(source)) is None
+
+
+def test_an_index_that_the_kernel_counts_from_the_front_is_right():
+    assert near("tvm-torch-negative-index", target=graph(node("y", "Gather", mode="wrap", axis=1))) is None
 
 
 def test_one_reshape_alone_was_not_merged():
