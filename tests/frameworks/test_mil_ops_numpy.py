@@ -214,17 +214,13 @@ def pooled(x, case, kind):
         spans = [axes[axis][number] for axis, number in enumerate(place)]
         inside = tuple(slice(max(a, 0), min(b, size)) for (a, b), size in zip(spans, case["sizes"], strict=True))
         values = x[(slice(None), slice(None), *inside)].reshape(*x.shape[:2], -1).astype(np.float64)
-        padded = [
-            (max(a, -case["pad"][2 * axis]), min(b, case["sizes"][axis] + case["pad"][2 * axis + 1]))
-            for axis, (a, b) in enumerate(spans)
-        ]
-        counted = math.prod(b - a for a, b in padded)
         if kind == "max_pool":
             value = values.max(-1)
         elif kind == "l2_pool":
             value = np.sqrt((values**2).sum(-1))
         else:
-            value = values.sum(-1) / (values.shape[-1] if case["exclude_padding_from_average"] else counted)
+            whole = math.prod(b - a for a, b in spans)
+            value = values.sum(-1) / (values.shape[-1] if case["exclude_padding_from_average"] else whole)
         found[(slice(None), slice(None), *place)] = value
     return found
 
@@ -241,12 +237,22 @@ def test_pools(op, kind, case, seed):
     np.testing.assert_allclose(found, pooled(x, case, kind), rtol=1e-4, atol=1e-5)
 
 
-def test_average_in_ceil_mode_is_divided_by_what_the_window_covers(op):
-    """5 elements, windows of 2 by steps of 2: the last window covers one element and is that element."""
-    x = np.arange(1, 6, dtype=np.float32).reshape(1, 1, 5)
-    inputs = {"x": x, "kernel_sizes": [2], "strides": [2], "pad_type": "custom", "pad": [0, 0], "ceil_mode": True}
-    assert op("avg_pool", inputs)[0].ravel().tolist() == [1.5, 3.5, 5.0]
-    assert op("avg_pool", {**inputs, "ceil_mode": False})[0].ravel().tolist() == [1.5, 3.5]
+def test_average_in_ceil_mode_counts_what_a_window_reaches_beyond_the_end(op):
+    """The numbers that Core ML was measured to give (coremltools pull request 2844), where PyTorch gives 9.5 and 48."""
+    x = np.arange(49, dtype=np.float32).reshape(1, 1, 7, 7)
+    inputs = {
+        "x": x,
+        "kernel_sizes": [2, 2],
+        "strides": [3, 3],
+        "pad_type": "custom",
+        "pad": [0] * 4,
+        "ceil_mode": True,
+    }
+    counted = [[4, 7, 4.75], [25, 28, 15.25], [21.25, 22.75, 12]]
+    assert op("avg_pool", inputs)[0][0, 0].tolist() == counted
+    without = op("avg_pool", {**inputs, "exclude_padding_from_average": True})[0][0, 0]
+    assert without.tolist() == [[4, 7, 9.5], [25, 28, 30.5], [42.5, 45.5, 48]]
+    assert op("avg_pool", {**inputs, "ceil_mode": False})[0][0, 0].tolist() == [[4, 7], [25, 28]]
 
 
 @given(sizes=st.lists(st.integers(3, 7), min_size=1, max_size=2), stride=st.integers(1, 3), lower=st.booleans())
