@@ -8,6 +8,8 @@ import numpy as np
 
 
 def _stored(value):
+    if value is None:
+        return None
     if isinstance(value, str):
         return value
     if isinstance(value, np.ndarray):
