@@ -172,7 +172,7 @@ def test_an_exact_gelu_through_tensorflow_is_unsupported(shop, tmp_path):
     assert failure.kind is Kind.UNSUPPORTED
     assert "Erfc" in failure.message
     made, _ = done(shop.try_convert("coreml-keras-torch", "gelu", path=path))
-    assert "Gelu" in shop.signature("coreml", made)["meta"]["operators"] or made.exists()
+    assert "gelu" in shop.signature("coreml", made)["meta"]["operators"]
 
 
 @pytest.mark.slow
@@ -268,8 +268,8 @@ def test_names_that_core_ml_does_not_take_are_told(shop, tmp_path):
     done(shop.call("tensorflow", "coreml_models", "keras_odd_names", out=str(path)))
     made, reply = done(shop.try_convert("coreml-keras", "odd", path=path))
     signature = shop.signature("coreml", made)
-    assert reply["names"] == {"3rd input": "_3rd_input", "out-put": "out_put"}
-    assert [spec["name"] for spec in signature["inputs"]] == ["_3rd_input"]
+    assert reply["names"] == {"3rd input": "x3rd_input", "out-put": "out_put"}
+    assert [spec["name"] for spec in signature["inputs"]] == ["x3rd_input"]
     assert [spec["name"] for spec in signature["outputs"]] == ["out_put"]
 
 

@@ -54,7 +54,7 @@ class Interface(NamedTuple):
 
 def _safe(name: str, used: set[str]) -> str:
     plain = re.sub(r"[^A-Za-z0-9_]", "_", name)
-    plain = plain if re.match(r"[A-Za-z_]", plain) else f"_{plain}"
+    plain = plain if re.match(r"[A-Za-z]", plain) else f"x{plain}"  # TensorFlow takes no underscore in front
     fresh, count = plain, 0
     while fresh in used:
         count += 1
