@@ -29,7 +29,7 @@ from trueport.outcome import Failure, Kind, Stage
 from trueport.session import Session
 
 PREFIX = "zoo:"
-VERSION = 1
+VERSION = 2
 """Changes when models come out differently: it is part of every key in the cache."""
 RECORD = "zoo.json"
 WEIGHTS = ("random", "hub")

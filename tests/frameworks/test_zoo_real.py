@@ -108,6 +108,7 @@ def test_a_zoo_model_becomes_onnx_and_verifies(session, name, tmp_path):
     assert done.verification.verdict.value == "faithful"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("toolchain", "collection", "name"),
     [("zoo-vision", "torchvision", "squeezenet1_1"), ("tensorflow", "keras", "MobileNetV2")],
@@ -167,6 +168,13 @@ def test_options_reach_the_constructors(session):
     assert shapes("zoo:transformers/gpt2?length=9&vocabulary=99&layers=1&width=32&heads=2&batch=2") == [[2, 9], [2, 9], [2, 9, 99]]  # fmt: skip
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["keras/MobileNetV3Small?alpha=0.35&size=48", "timm/resnet10t?size=40"])
+def test_a_fixed_batch_of_one_is_scaled_on_as_many_inputs_as_an_open_one(session, name):
+    fixed = api.inspect(f"zoo:{name}&batch=1", session=session)[0]
+    check_lively(outputs_of(session, fixed))
+
+
 def test_token_ids_have_the_bounds_of_the_vocabulary(session):
     _, signature = api.inspect("zoo:transformers/distilbert?vocabulary=77&layers=1", session=session)
     ids, mask = signature.inputs
@@ -188,7 +196,7 @@ def test_token_ids_have_the_bounds_of_the_vocabulary(session):
         ("zoo:torchvision/fasterrcnn_resnet50_fpn", "is left out: it finds objects"),
         ("zoo:keras/VGG16?alpha=0.5", "VGG16 has no width factor; leave out alpha"),
         ("zoo:keras/InceptionV3?size=16", "InceptionV3 does not take pictures of 16 × 16"),
-        ("zoo:transformers/vit?heads=3", "cannot build 'vit' of these sizes"),
+        ("zoo:transformers/bert?heads=3", "cannot build 'bert' of these sizes"),
     ],
 )
 def test_what_cannot_be_made_is_one_sentence(session, name, words):
@@ -226,6 +234,7 @@ def test_pretrained_weights_without_a_network_are_one_sentence_and_soon(pool, en
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.slow
 def test_weights_that_torchvision_has_fetched_are_those_of_the_model(probe, tmp_path):
     home, out = str(tmp_path / "home"), str(tmp_path / "m.pt2")
     left = probe("zoo-vision", "leave_torchvision_weights", name="resnet18", home=home)

@@ -90,7 +90,7 @@ def parameters(path: str, words: list[str]) -> dict[str, Any]:
     import torch
 
     table = torch.export.load(path).state_dict
-    return {word: next(value.numpy() for key, value in table.items() if key.endswith(word)) for word in words}
+    return {word: next(value.detach().numpy() for key, value in table.items() if key.endswith(word)) for word in words}
 
 
 def scaled_toys() -> dict[str, Any]:

@@ -58,12 +58,18 @@ def make(collection: str, name: str, options: Mapping[str, Any], out: str) -> di
     else:
         model, images = _scaled(name, options, notes)
     variation = _zoo_scale.variation(np.asarray(model(images, training=False)))
+    if "batch" in options:  # it was open until now: weights are scaled on many pictures
+        fixed = _built(name, options, images.shape[1], None, options["batch"])
+        fixed.set_weights(model.get_weights())
+        model = fixed
     model.save(out)
     return {"path": out, "notes": notes, "variation": variation}
 
 
-def _built(name: str, options: Mapping[str, Any], side: int | None, weights: str | None) -> Any:
-    """Call the constructor. A fixed batch size, where one is asked for, is that of its input."""
+def _built(
+    name: str, options: Mapping[str, Any], side: int | None, weights: str | None, batch: int | None = None
+) -> Any:
+    """Call the constructor; `batch`: None leaves the batch size open."""
     import inspect
 
     keras = keras_module(legacy=False)
@@ -79,7 +85,7 @@ def _built(name: str, options: Mapping[str, Any], side: int | None, weights: str
             raise Unsupported(f"{name} has no width factor; leave out alpha, which the MobileNets have")
         settings["alpha"] = options["alpha"]
     if side is not None:
-        settings["input_tensor"] = keras.Input((side, side, 3), batch_size=options.get("batch"), name="image")
+        settings["input_tensor"] = keras.Input((side, side, 3), batch_size=batch, name="image")
     keras.backend.clear_session()
     return constructor(**settings)
 
@@ -108,7 +114,7 @@ def _scaled(name: str, options: Mapping[str, Any], notes: list[str]) -> tuple[An
 def _pictures(model: Any, options: Mapping[str, Any]) -> np.ndarray:
     """Data in the range that the network takes: 0..255 where it prepares pictures itself, else about -2..2."""
     _, height, width, depth = model.input_shape
-    count = options.get("batch") or (COUNT if height <= 160 else COUNT // 2)
+    count = COUNT if height <= 160 else COUNT // 2
     made = _zoo_scale.pictures(count, (height, width, depth), options.get("seed", 0))
     prepares = any(type(layer).__name__ in ("Rescaling", "Normalization") for layer in model.layers)
     return np.rint(made * WIDE[1] + WIDE[0]).astype(np.float32) if prepares else made
@@ -123,19 +129,37 @@ def scale(model: Any, images: np.ndarray, seed: int) -> None:
     rng = np.random.default_rng([seed, 3])
     leaves = [layer for layer in model._flatten_layers() if not getattr(layer, "layers", None)]
     done: list[Any] = []
+    ends = _ends(leaves)
     for layer in leaves:
-        _vectors(layer, rng)
+        _vectors(layer, rng, end=layer.name in ends)
     _watched(leaves, lambda layer, call, given: _seen(layer, call, given, done, rng))(model, images)
     if done and type(done[-1]).__name__ in KERNELS:
         last = done[-1]
         _watched([last], lambda layer, call, given: _head(layer, call, given))(model, images)
 
 
-def _vectors(layer: Any, rng: np.random.Generator) -> None:
-    """Factors near 1 and small biases for every channel."""
+def _ends(leaves: list[Any]) -> set[str]:
+    """Names of the normalisations at the ends of residual branches: a sum takes what they give, perhaps after a dropout.
+
+    They get small factors, as those that a constructor closes do: in sums of many branches of full size small errors grow.
+    """
+    found = set()
+    for layer in leaves:
+        if type(layer).__name__ == "Add" and isinstance(layer.input, list):
+            for tensor in layer.input:
+                source = tensor._keras_history.operation
+                while type(source).__name__ == "Dropout":
+                    source = source.input._keras_history.operation
+                found.add(source.name)
+    return found
+
+
+def _vectors(layer: Any, rng: np.random.Generator, *, end: bool) -> None:
+    """Factors near 1 and small biases for every channel; `end`: of a residual branch."""
     for variable in layer.trainable_variables:
         if len(variable.shape) == 1 and int(variable.shape[0]) > 1:
-            value = _zoo_scale.vector(np.asarray(variable), variable.name, rng)
+            value = np.zeros(variable.shape, np.float32) if end and variable.name == "gamma" else np.asarray(variable)
+            value = _zoo_scale.vector(value, variable.name, rng)
             centred = variable.name == "beta" and type(layer).__name__ == "BatchNormalization"
             variable.assign(value + _zoo_scale.NORMALISED if centred else value)
 
