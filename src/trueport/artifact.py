@@ -153,7 +153,7 @@ def offered() -> str:
 def _what_else(head: bytes, path: Path) -> str:
     """What a file is that is no model, where that is known, and the cure."""
     if path.suffix.lower() in CORE_ML:
-        return ": Core ML is not read by this version; give the model that it was made from"
+        return ": a Core ML file begins with its version, and a package has a Manifest.json that names its model"
     if path.is_file() and head[:2] in PICKLES:
         return (
             " but a pickle, which holds weights at most: name the architecture as package.module:factory and give this "

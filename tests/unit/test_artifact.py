@@ -19,20 +19,27 @@ def test_the_formats_that_messages_list_are_all_but_the_one_for_tests():
 def test_an_unknown_file_is_told_the_formats_and_the_options(tmp_path):
     path = tmp_path / "model.bin"
     path.write_bytes(b"not a model at all")
-    with pytest.raises(UsageError, match=r"known format \(keras, onnx.*--source-format") as told:
+    with pytest.raises(UsageError, match=r"known format \(coreml, .*keras, onnx.*--source-format") as told:
         sniff(path)
     assert "fake" not in str(told.value).removeprefix(str(path))
 
 
-@pytest.mark.parametrize("name", ["net.mlmodel", "net.MLMODEL", "net.mlpackage"])
-def test_core_ml_is_named_as_what_it_is(tmp_path, name):
+@pytest.mark.parametrize("name", ["net.mlmodel", "net.MLMODEL"])
+def test_core_ml_is_known_by_its_version_and_suffix(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"\x08\x01\x12\x10")
+    assert sniff(path) == "coreml"
+
+
+@pytest.mark.parametrize("name", ["net.mlmodel", "net.mlpackage"])
+def test_what_only_bears_a_core_ml_name_is_told_what_it_lacks(tmp_path, name):
     path = tmp_path / name
     if name.endswith("mlpackage"):
         path.mkdir()
         (path / "Manifest.json").write_text("{}")
     else:
-        path.write_bytes(b"\x08\x01\x12\x10")
-    with pytest.raises(UsageError, match="Core ML is not read by this version") as told:
+        path.write_bytes(b"PK\x03\x04 something else")
+    with pytest.raises(UsageError, match="Core ML file begins with its version") as told:
         sniff(path)
     assert "--source-format" not in str(told.value)
 

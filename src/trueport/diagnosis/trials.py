@@ -295,7 +295,8 @@ def _work(value: np.ndarray, permutation: tuple[int, ...] | None) -> np.ndarray:
     """In float64 where it is a float, in the target's layout."""
     if permutation is not None and value.ndim == len(permutation) + 1:
         value = value.transpose(0, *(axis + 1 for axis in permutation))
-    return value.astype(np.float64) if value.dtype.kind == "f" else value.astype(np.int64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN, as memory that nobody wrote may hold
+        return value.astype(np.float64) if value.dtype.kind == "f" else value.astype(np.int64)
 
 
 def _rms(values: Sequence[float]) -> float:

@@ -47,7 +47,7 @@ def sniff(head: bytes, path: Path) -> str | None:
         except OSError:
             return None
         return "coreml" if b"rootModelIdentifier" in text and b"com.apple.CoreML" in text else None
-    return "coreml" if path.suffix == ".mlmodel" and head[:1] == b"\x08" else None
+    return "coreml" if path.suffix.lower() == ".mlmodel" and head[:1] == b"\x08" else None
 
 
 def signature(path: str, *, trust: bool) -> SignatureDict:
