@@ -54,8 +54,7 @@ class Model:
         outcome = self.try_edit(list(edits), arrays, out)
         assert isinstance(outcome, Failure), outcome
         assert outcome.kind is Kind.UNSUPPORTED, outcome
-        left = list(self.path.parent.glob("refused*"))
-        assert not left
+        assert not list(self.path.parent.glob("refused*"))
         return outcome.message
 
     def nodes(self):
@@ -236,9 +235,7 @@ def test_compressed_weights_stay_on_their_grid_or_leave_it(model):
 def test_a_setting_in_either_vocabulary(model, node, attribute, value, expected):
     made = model("picture").edit(edit("set-attribute", node=node, attribute=attribute, value=value))
     same(made, picture_by_hand(**expected))
-    others = {name for name in model("picture").ask("look") if ":" not in name}
-    assert {name for name in touched(model("picture"), made) if ":" not in name} & {"shared", "logits"} == set()
-    assert others
+    assert not {"shared", "logits"} & touched(model("picture"), made)
 
 
 def test_types_behind_a_change_are_worked_out_anew(model):
@@ -502,43 +499,3 @@ def test_layers_that_no_edit_names_keep_their_bytes(network):
     made = network.edit(edit("remove-node", node="bent"), name="out.mlmodel")
     assert samples(4, 5, seed=8).tobytes() in made.path.read_bytes()
     assert samples(1, 4, seed=9).tobytes() in made.path.read_bytes()
-
-
-# -- planted faults ---------------------------------------------------------------------------------------------------
-
-PLANTER = "trueport.testing.planting.coreml_faults"
-
-
-def plant(model, kind, out, seed=0):
-    arguments = {"path": str(model.path), "out": str(out), "kind": kind, "seed": seed}
-    outcome = model._call(PLANTER, "plant", arguments)
-    assert not isinstance(outcome, Failure), (outcome.message, outcome.log[-1500:])
-    return outcome.value.value
-
-
-def test_every_planted_fault_moves_the_output_and_tells_its_place(model, tmp_path):
-    source = model("picture")
-    outcome = source._call(PLANTER, "kinds", {"path": str(source.path)})
-    kinds = outcome.value.value
-    assert {"weight_noise_10", "pads_shifted", "stride", "norm_epsilon", "activation_missing"} <= set(kinds)
-    assert "bn_epsilon" not in kinds  # nothing to plant it into
-    clean, known = source.run(x=X)["probabilities"], set(source.nodes())
-    for kind in ("weight_noise_10", "pads_shifted", "norm_epsilon", "activation_missing", "branch_missing"):
-        out = tmp_path / f"{kind}.mlpackage"
-        truth = plant(source, kind, out)
-        if "skipped" in truth:
-            assert kind == "branch_missing"  # no two branches meet in this model
-            assert not out.exists()
-            continue
-        assert set(truth["nodes"]) & known, truth
-        assert truth["source_value"] != truth["target_value"]
-        assert np.abs(Model(source.pool, source.python, out).run(x=X)["probabilities"] - clean).max() > 0
-
-
-def test_planting_is_repeatable_and_seeds_differ(model, tmp_path):
-    files = []
-    for number, seed in enumerate((1, 1, 2)):
-        out = tmp_path / f"{number}.mlpackage"
-        plant(model("picture"), "weight_noise_10", out, seed)
-        files.append(next(out.rglob("weight.bin")).read_bytes())
-    assert files[0] == files[1] != files[2]
