@@ -1,7 +1,7 @@
 """Decides how a Keras 3 model becomes a PyTorch program: Keras itself runs it on its PyTorch backend, layer by layer.
 
-Its weights are then parameters of an `nn.Module`, and `torch.export` writes that down with the real layers' names, so
-that the `.pt2` can be trained on. The layout stays Keras's own (channels last).
+Its weights are handed to it as parameters of an `nn.Module`, and `torch.export` writes that down, so that the `.pt2`
+can be trained on. The layout stays Keras's own (channels last).
 """
 
 from __future__ import annotations
@@ -86,20 +86,33 @@ def _module(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
     inner = getattr(model, "_functional", None) or model
     takes, gives = getattr(inner, "_inputs_struct", None), getattr(inner, "_outputs_struct", None)
 
+    trainable, fixed = list(model.trainable_variables), list(model.non_trainable_variables)
+
     class Whole(torch.nn.Module):  # type: ignore[misc]  # torch is not there when this is checked
         def __init__(self) -> None:
             super().__init__()
-            self.model = model
+            # Keras's own layers keep their weights where torch.export takes them for constants: they are passed in.
+            self.weights = torch.nn.ParameterDict({_name(item): item.value for item in trainable})
+            self.states = torch.nn.ParameterDict(
+                {_name(item): torch.nn.Parameter(item.value.detach(), requires_grad=False) for item in fixed}
+            )
 
         def forward(self, *given: Any) -> Any:
             if isinstance(takes, dict):
                 argument: Any = dict(zip(inputs, given))
             else:
                 argument = given[0] if len(given) == 1 else list(given)
-            results = self.model(argument, training=False)
+            weights = [self.weights[_name(item)] for item in trainable]
+            states = [self.states[_name(item)] for item in fixed]
+            results = model.stateless_call(weights, states, argument, training=False)[0]
             if isinstance(gives, dict):
                 return tuple(results[name] for name in outputs)
             flat = pytree.tree_leaves(results)
             return flat[0] if len(flat) == 1 else tuple(flat)
 
     return Whole().eval()
+
+
+def _name(variable: Any) -> str:
+    """A variable's path as the key of a ParameterDict, which takes no dots."""
+    return str(variable.path).replace("/", "_").replace(".", "_")
