@@ -156,8 +156,17 @@ def while_loop(call: Call) -> Any:
 
 
 def make_list(call: Call) -> Any:
-    """A list of `init_length` elements that nobody has written."""
-    return [None] * whole(call, "init_length", 1)
+    """A list of `init_length` elements, zeros of the shape that the program gives; where it gives none, they must be written."""
+    import torch
+
+    sizes = [plain(size) for size in call.all("elem_shape")] if "elem_shape" in call else [""]
+    sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], list) else sizes
+    count = whole(call, "init_length", 1)
+    if any(isinstance(size, str) for size in sizes):
+        return [None] * count
+    kind = text(call, "dtype", "fp32")
+    dtype = torch.bool if kind == "bool" else torch.int32 if "int" in kind else call.float_type
+    return [torch.zeros([int(size) for size in sizes], dtype=dtype)] * count
 
 
 def _at(call: Call, items: list[Any], index: int) -> Any:
@@ -179,7 +188,7 @@ def list_length(call: Call) -> Any:
 
 
 def _written(items: list[Any], index: int, value: Any) -> list[Any]:
-    items = list(items) + [None] * (index + 1 - len(items))
+    items = list(items) + [value.new_zeros(value.shape)] * (index + 1 - len(items))
     items[index] = value
     return items
 
