@@ -108,8 +108,8 @@ def model(made: Path, out: Path) -> None:
             return
         shutil.copyfile(made, partial)
         sides = [side for side in made.parent.iterdir() if side != made and side.is_file()]
-        places = {side: weights_of(out) if side == weights_of(made) else out.parent / side.name for side in sides}
-        places = {side: there for side, there in places.items() if there is not None and not _same(side, there)}
+        wanted = {side: weights_of(out) if side == weights_of(made) else out.parent / side.name for side in sides}
+        places = {side: there for side, there in wanted.items() if there is not None and not _same(side, there)}
         for there in places.values():
             _check_side(out, there)
         if places:

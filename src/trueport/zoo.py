@@ -177,9 +177,7 @@ def parse(text: str) -> Name:
 
 def _collection(name: str) -> Collection:
     if name not in COLLECTIONS:
-        raise UsageError(
-            f"the zoo has no collection '{name}'; it has {', '.join(COLLECTIONS)}, as in {_example()}"
-        )
+        raise UsageError(f"the zoo has no collection '{name}'; it has {', '.join(COLLECTIONS)}, as in {_example()}")
     return COLLECTIONS[name]
 
 

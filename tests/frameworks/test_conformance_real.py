@@ -9,11 +9,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from conformance_samples import CONVERTED, MADE, sample  # noqa: E402
+from conformance_samples import CONVERTED, MADE, sample
 
-from trueport.frameworks import FRAMEWORKS  # noqa: E402
-from trueport.session import Session, Settings, framework_of  # noqa: E402
-from trueport.testing import check_framework  # noqa: E402
+from trueport.frameworks import FRAMEWORKS
+from trueport.session import Session, Settings, framework_of
+from trueport.testing import check_framework
 
 MAY_LEAVE_OUT = {
     "expected": set(MADE) | set(CONVERTED),
