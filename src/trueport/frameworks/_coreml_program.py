@@ -24,6 +24,10 @@ _LARGEST_HALF = 65504.0
 FLOATS = ("float16", "float32", "float64", "bfloat16")
 
 
+REFUSALS = (RuntimeError, IndexError, ValueError, Unsupported)
+"""What kernels raise of values that they cannot take."""
+
+
 @dataclass(frozen=True)
 class Type:
     """What the program declares of a value. `dtype`: NumPy's name, "str", or "list", "state", "tuple", "dict"; shape None: unknown."""
@@ -388,7 +392,7 @@ class Evaluator:
                 return
             try:
                 values = self.call(operation, scope)
-            except (RuntimeError, IndexError, ValueError, Unsupported) as error:  # what kernels raise of shapes they cannot take
+            except REFUSALS as error:
                 reason = f"{operation.kind}: {' '.join(str(error).split())[:300]}"
                 skipped.update((name, reason) for name in operation.outputs)
                 return
