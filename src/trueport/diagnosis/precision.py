@@ -23,7 +23,14 @@ _COVERS: Mapping[str, frozenset[str]] = {
 }
 """Declared precision -> grids that weights may then lie on."""
 
-_NARROW = {10: "float16", 16: "bfloat16", "float16": "float16", "bfloat16": "bfloat16", "half": "float16", "fp16": "float16"}
+_NARROW = {
+    10: "float16",
+    16: "bfloat16",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "half": "float16",
+    "fp16": "float16",
+}
 """What a Cast may name as its target type (ONNX numbers, names) -> the narrow type."""
 
 _QUANTISERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "FakeQuantWithMinMaxVars", "Quantize")

@@ -197,7 +197,14 @@ def _openvino(floats: Sequence[Parameter], order: str) -> tuple[Cell, ...]:
     return tuple(found)
 
 
-_READERS = {"coreml": _coreml, "torch": _torch, "keras": _keras, "onnx": _onnx, "openvino": _openvino, "tflite": _tflite}
+_READERS = {
+    "coreml": _coreml,
+    "torch": _torch,
+    "keras": _keras,
+    "onnx": _onnx,
+    "openvino": _openvino,
+    "tflite": _tflite,
+}
 
 
 @dataclass(frozen=True, slots=True)
