@@ -319,3 +319,42 @@ def test_the_zeros_a_source_starts_from_do_not_explain_a_dropped_bias_inside_a_l
     source.add("Add", "y", source.const("start", np.float32(0)), out="z", name="start", shape=(1, 7, HIDDEN))
     fault = only(faults(source, loop(gates, change=lambda arrays: arrays[2].fill(0))))
     assert fault.parameter == "body/2"
+
+
+# -- OpenVINO's packing -----------------------------------------------------------------------------------------------------
+
+
+def openvino_parameters(op, gates, order, *, apart):
+    """What an OpenVINO sequence reads: [1, gates, in], [1, gates, hidden], one bias, and the hidden gate's own one if `apart`."""
+    import numpy as np
+
+    from trueport.diagnosis.region import Parameter
+    from trueport.graph import Node
+
+    kernel, recurrent, first, second = (np.asarray(packed(gates, order, part)) for part in range(4))
+    kernel, recurrent = (array if len(array) % len(order) == 0 else array.T for array in (kernel, recurrent))
+    hidden = len(first) // len(order)
+    both = first + second
+    bias = np.concatenate([both[:-hidden], first[-hidden:], second[-hidden:]]) if apart else both
+    node = Node(name="rnn", op=op, native_op=f"{op}Sequence")
+    arrays = {"W": kernel[None], "R": recurrent[None], "B": bias[None]}
+    return [Parameter(node, slot, name, name, array) for slot, (name, array) in enumerate(arrays.items(), 4)]
+
+
+@pytest.mark.parametrize(
+    ("op", "order", "apart"), [("LSTM", "fico", False), ("GRU", "zrh", False), ("GRU", "zrh", True)]
+)
+def test_the_cells_of_an_openvino_sequence_are_read_gate_by_gate(op, order, apart):
+    from trueport.diagnosis import recurrent
+
+    ours = openvino_parameters(op, blocks(op), order, apart=apart)
+    (cell,) = recurrent.cells(ours)
+    assert cell.order == order
+    assert cell.slots == {"W": "W", "R": "R", "Wb": "B"}
+    size = len(cell.blocks["W", order[0]])
+    for place, gate in enumerate(order):
+        assert (cell.blocks["W", gate] == ours[0].array[0, place * size : (place + 1) * size]).all()
+        assert (cell.blocks["R", gate] == ours[1].array[0, place * size : (place + 1) * size]).all()
+    assert (("Rb", "h") in cell.blocks) == apart
+    if apart:
+        assert (cell.blocks["Rb", "h"] == ours[2].array[0, -size:]).all()

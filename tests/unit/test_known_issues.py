@@ -112,6 +112,18 @@ def tvm_case(source, target, **more):
     return Case(source=graph(source), target=graph(target), blamed=(target.name,), **given)
 
 
+def openvino_case(source, target):
+    """ONNX to OpenVINO by its own frontend; the only node is to blame."""
+    return tvm_case(
+        source,
+        target,
+        formats=("onnx", "openvino"),
+        step="openvino-onnx",
+        packages={"openvino": "2026.4.1"},
+        cause=Cause.HYPERPARAMETERS,
+    )
+
+
 def lite_case(source, target, blamed, **more):
     given = {
         "formats": ("savedmodel", "tflite"),
@@ -338,6 +350,12 @@ CASES = {
     "tvm-antialias": tvm_case(
         node("r", "Resize", antialias=1), node("y", "Resize"), formats=("onnx", "tvm"), step="tvm-onnx"
     ),
+    "openvino-35893": openvino_case(node("r", "Resize", antialias=1), node("y", "Resize", antialias=0)),
+    "openvino-resize-outside": openvino_case(node("r", "Resize", exclude_outside=1), node("y", "Resize")),
+    "openvino-resize-aspect": openvino_case(
+        node("r", "Resize", keep_aspect_ratio_policy="not_larger"), node("y", "Resize")
+    ),
+    "openvino-topk-stable": openvino_case(node("t", "TopK"), node("y", "TopK", stable=0)),
     "executorch-22851": tvm_case(
         node("g", "Gelu", approximate="tanh"),
         node("output_0", "XnnpackBackend", native="delegate.XnnpackBackend"),
@@ -743,11 +761,18 @@ def test_nearest_without_half_pixels_is_torch_s():
         ("tvm-torch-divisor", node("p", "AveragePool", native="aten.avg_pool2d.default")),
         ("tvm-torch-nearest", node("u", "Resize", native="aten.upsample_bilinear2d.vec")),
         ("tvm-antialias", node("r", "Resize", antialias=0)),
+        ("openvino-35893", node("r", "Resize", antialias=0)),
+        ("openvino-resize-outside", node("r", "Resize", exclude_outside=0)),
+        ("openvino-resize-aspect", node("r", "Resize")),
         ("executorch-22851", node("g", "Gelu", approximate="none")),
     ],
 )
 def test_a_source_that_asks_for_what_was_made_shows_no_bug(issue, source):
     assert near(issue, source=graph(source)) is None
+
+
+def test_a_top_k_that_keeps_the_order_of_equal_values_is_right():
+    assert near("openvino-topk-stable", target=graph(node("y", "TopK", stable=1))) is None
 
 
 def test_an_index_that_the_kernel_counts_from_the_front_is_right():

@@ -37,6 +37,9 @@ _ORDERS: Mapping[tuple[str, str], str] = {
 }
 """Gates in the order in which a format packs them: i input, f forget, c cell, o output; z update, r reset, h hidden."""
 
+_TRAINED = ("keras", "tflite", "torch")
+"""Families whose models may come as cells that are computed step by step; the others pack anew when they are converted to."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -403,14 +406,14 @@ def alike_parts(block: np.ndarray, arrays: Mapping[_Name, np.ndarray]) -> list[t
 
 
 def packing(gates: str) -> str | None:
-    """The order in which formats other than ONNX pack these gates; None where they do not agree."""
+    """The order in which sources that compute cells step by step pack these gates; None where they do not agree."""
     usual = packings(gates)
     return usual[0] if len(usual) == 1 else None
 
 
 def packings(gates: str) -> list[str]:
-    """The orders in which formats other than ONNX pack these gates."""
-    return sorted({order for (_, family), order in _ORDERS.items() if family != "onnx" and set(order) == set(gates)})
+    """The orders in which sources that compute cells step by step pack these gates: those of the frameworks that train."""
+    return sorted({order for (_, family), order in _ORDERS.items() if family in _TRAINED and set(order) == set(gates)})
 
 
 def _misplaced(cell: Cell, part: str, places: Mapping[str, tuple[str, int]]) -> list[GateFault]:
