@@ -59,7 +59,7 @@ SYSTEMS: Mapping[str, tuple[str, ...]] = {
     "ONNX Runtime": ("runs onnx",),
     "torch.onnx, TorchScript exporter": ("step torch-torchscript",),
     "torch.onnx, dynamo exporter": ("step torch-dynamo",),
-    "tf2onnx": ("tool tf2onnx",),
+    "tf2onnx": ("tool tf2onnx", "old tf2onnx"),
     "TFLiteConverter": ("step tflite-keras",),
     "coremltools": ("tool coremltools",),
     "onnx2torch": ("tool onnx2torch",),

@@ -40,9 +40,12 @@ def _row(
         good = bool(said) and said.get("sniff") == "yes" and said.get("run", "").startswith("yes")
         return f"format `{name}`", _runtime(name), "loads and runs" if good else said.get("sniff", "not looked at")
     if what == "old":
-        row = old.get(name, {})
-        state = str(row.get("outcome", "not tried"))
-        return "old toolchain", str(row.get("version", "")), f"{state}: {row['reason']}" if row.get("reason") else state
+        rows = [row for row in old.get("trial", []) if package_name(row["tool"]) == package_name(name)]
+        if not rows:
+            return "old toolchain", "", "not tried"
+        told = [f"{row['model']}: {row['outcome']} ({_cut(row['reason'])})" for row in rows]
+        named = ", ".join(dict.fromkeys(f"`{row['step']}`" for row in rows if row["step"])) or "no step"
+        return named, f"{rows[0]['versions'][0]}, Python {rows[0]['python']}", "; ".join(told)
     chosen = [step for step in steps().values() if name == (step.name if what == "step" else package_name(step.tool))]
     if not chosen:
         return f"{what} `{name}`", "", "no step"
@@ -51,6 +54,10 @@ def _row(
                     if one["outcome"] == "faithful" and names & set(one["route"].split(","))})  # fmt: skip
     state = f"on the faithful route of {', '.join(right)}" if right else "its steps: conversion-matrix.md"
     return ", ".join(f"`{item}`" for item in sorted(names)), _version(chosen[0].toolchain, chosen[0].tool), state
+
+
+def _cut(reason: str) -> str:
+    return " ".join(reason.split()).replace("|", "\\|").replace("](", "] (")[:200]
 
 
 def _runtime(format: str) -> str:

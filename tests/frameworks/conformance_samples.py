@@ -8,12 +8,15 @@ import matrix
 
 from trueport import api, feeds
 from trueport.artifact import Artifact
-from trueport.outcome import Failure
+from trueport.outcome import Failure, Stage
 from trueport.session import Session
 from trueport.testing import Sample
 
 MADE = {"pytorch": "residual", "keras": "residual"}
 """Format -> kind of the zoo of `scripts/matrix.py`."""
+
+EXPORTED = "jax"
+"""The format that `jax_models.py` writes."""
 
 CONVERTED = {
     "torchscript": ("pytorch", "torch-jit"),
@@ -30,6 +33,14 @@ CONVERTED = {
 
 def model(session: Session, format: str, folder: Path) -> Artifact:
     """The small model of a format."""
+    if format == EXPORTED:
+        environment = session.environment("jax")
+        assert not isinstance(environment, Failure), environment
+        given = {"kind": "cnn", "folder": str(folder)}
+        python, paths = environment.value.python, [str(Path(__file__).parent)]
+        made = session.pool.call(python, "jax_models", "save", given, stage=Stage.LOAD, paths=paths)
+        assert not isinstance(made, Failure), made
+        return Artifact.open(Path(made.value.value), format=format)
     if format in MADE:
         return Artifact.open(matrix.make(session, format, MADE[format], seed=0), format=format)
     before, route = CONVERTED[format]
