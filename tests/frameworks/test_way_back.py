@@ -107,6 +107,8 @@ def onnx_cases():
         "space-to-depth": {"op": "SpaceToDepth", "blocksize": 2},
         "resize-nearest": {"op": "Resize", "mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
         "resize-linear": {"op": "Resize", "mode": "linear", "coordinate_transformation_mode": "half_pixel"},
+        "resize-aligned": {"op": "Resize", "mode": "linear", "coordinate_transformation_mode": "align_corners"},
+        "bias-behind": {"op": "Conv", "pads": [1, 1, 1, 1], "bias_behind": 1},
         "hard-sigmoid": {"op": "HardSigmoid", "alpha": 0.3, "beta": 0.4},
         "elu": {"op": "Elu", "alpha": 0.3},
         "flatten": {"op": "Flatten"},

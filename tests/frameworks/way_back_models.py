@@ -8,7 +8,7 @@ SIZES = {"DepthToSpace": (2, 4, 6, 6), "LSTM": (5, 2, 4), "GRU": (5, 2, 4), "RNN
 
 
 def _attributes(given):
-    return {key: value for key, value in given.items() if key not in ("op", "axes")}
+    return {key: value for key, value in given.items() if key not in ("op", "axes", "bias_behind")}
 
 
 def save_onnx(path, op, **settings):
@@ -29,7 +29,9 @@ def save_onnx(path, op, **settings):
     inputs, outputs, attributes = ["x"], ["y"], _attributes(settings)
     if op == "Conv":
         group = settings.get("group", 1)
-        inputs += [weight("w", 8, 4 // group, 3, 3), weight("b", 8)]
+        inputs += [weight("w", 8, 4 // group, 3, 3)]
+        if not settings.get("bias_behind"):
+            inputs += [weight("b", 8)]
     elif op == "ConvTranspose":
         inputs += [weight("w", 4, 6, 3, 3), weight("b", 6 * settings.get("group", 1))]
     elif op == "InstanceNormalization":
@@ -53,13 +55,16 @@ def save_onnx(path, op, **settings):
         inputs += [weight("w", ways, gates * 3, 4), weight("r", ways, gates * 3, 3), weight("b", ways, gates * 6)]
         attributes["hidden_size"] = 3
         outputs = ["y", "last"]
-    node = helper.make_node(op, inputs, outputs, name="one", **attributes)
+    nodes = [helper.make_node(op, inputs, outputs, name="one", **attributes)]
+    if settings.get("bias_behind"):
+        nodes = [helper.make_node(op, inputs, ["c"], name="one", **attributes)]
+        nodes.append(helper.make_node("Add", [weight("b", 8, 1, 1), "c"], outputs, name="two"))
     values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n" if len(shape) == 4 else shape[0], *shape[1:]])]
     if len(shape) == 3:
         values = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [shape[0], "n", shape[2]])]
     given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
     stored = [numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = helper.make_graph([node], "one", values, given, stored)
+    graph = helper.make_graph(nodes, "one", values, given, stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(onnx.shape_inference.infer_shapes(model), path)
     return {"x": rng.normal(size=(2, *shape)).astype(np.float32)}

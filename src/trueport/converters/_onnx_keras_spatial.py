@@ -44,9 +44,11 @@ def _pad(graph: Graph, tensor: Any, pads: Sequence[tuple[int, int]], value: floa
 
 def _conv(graph: Graph, node: Node) -> None:
     weight = graph.required(node, 1, "weight")
-    bias = graph.constant(node, 2)
+    bias, behind = graph.constant(node, 2), None
     if bias is None and len(node.inputs) > 2 and node.inputs[2]:
         raise Unsupported("its bias is no constant")
+    if bias is None:
+        bias, behind = _bias_behind(graph, node, weight.shape[0], weight.ndim)
     tensor, rank = graph.last(node), weight.ndim
     spatial = rank - 2
     strides = [int(s) for s in node.get("strides", [1] * spatial)]
@@ -80,6 +82,22 @@ def _conv(graph: Graph, node: Node) -> None:
             node, kind, tensor, weights, filters=weight.shape[0], kernel_size=kernel, groups=group, **settings
         )
     graph.give(node, made, channels_last(rank))
+    if behind is not None:
+        graph.values[behind] = graph.values[node.outputs[0]]
+
+
+def _bias_behind(graph: Graph, node: Node, channels: int, rank: int) -> tuple[Any, str | None]:
+    """The constant that an addition right behind adds to each channel, and the name of that sum."""
+    name = node.outputs[0]
+    reader = graph.readers.get(name)
+    if graph.uses.get(name) != 1 or reader is None or reader.op_type != "Add":
+        return None, None
+    array = next((graph.constants.get(item) for item in reader.input if item != name), None)
+    if array is None or array.dtype.kind != "f" or array.ndim > rank:
+        return None, None
+    spread = (1,) * (rank - array.ndim) + array.shape
+    wanted = (1, channels, *[1] * (rank - 2))
+    return (array.reshape(channels), reader.output[0]) if spread == wanted else (None, None)
 
 
 def _conv_transpose(graph: Graph, node: Node) -> None:
@@ -273,9 +291,18 @@ def _resize(graph: Graph, node: Node) -> None:
         made = graph.keras.ops.image.resize(
             tensor, tuple(target), interpolation="bilinear", data_format="channels_last"
         )
+    elif mode == "linear" and place == "align_corners":
+        rows, columns = (_aligned(size, count) for size, count in zip((height, width), target))
+        made = graph.keras.ops.einsum("ph,nhwc,qw->npqc", rows, tensor, columns)
     else:
         raise Unsupported(f"Keras has no resize of mode {mode} with {place} places and {rounding} here")
     graph.give(node, made, channels_last(rank))
+
+
+def _aligned(size: int, count: int) -> np.ndarray:
+    """[count, size] weights of linear interpolation between the first and the last element."""
+    places = np.linspace(0, size - 1, count) if count > 1 else np.zeros(1)
+    return np.asarray(np.maximum(0, 1 - np.abs(places[:, None] - np.arange(size))), dtype=np.float32)
 
 
 def _depth_to_space(graph: Graph, node: Node) -> None:
