@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from trueport.converters._onnx_keras_values import Graph, Node, Value, identity, positive, without
+from trueport.converters._onnx_keras_values import Graph, Node, Value, identity, positive, reshaped, without
 from trueport.frameworks._base import Unsupported
 
 # -- matrix products and tables
@@ -277,25 +277,6 @@ def _reshape(graph: Graph, node: Node) -> None:
     if not node.get("allowzero", 0):
         target = [shape[place] if size == 0 else size for place, size in enumerate(target)]
     graph.give(node, reshaped(graph, tensor, target))
-
-
-def reshaped(graph: Graph, tensor: Any, target: Sequence[int | None]) -> Any:
-    """`tensor` with sizes `target`: None is the open size, -1 whatever is left."""
-    shape = list(tensor.shape)
-    opened = shape.count(None)
-    if opened > 1:
-        raise Unsupported("it reshapes several open sizes")
-    known = int(np.prod([size for size in shape if size is not None]))
-    fixed = int(np.prod([size for size in target if size not in (None, -1)]))
-    sizes = list(target)
-    if None in sizes and -1 in sizes:  # the open size keeps its place, so what is left can be counted
-        sizes[sizes.index(-1)] = known // max(fixed, 1)
-    if sizes.count(None) > 1:
-        raise Unsupported("it makes several open sizes")
-    sizes = [-1 if size is None else size for size in sizes]
-    if shape and shape[0] is None and sizes[0] == -1 and fixed == known and len(sizes) > 1:
-        return graph.keras.layers.Reshape(tuple(sizes[1:]))(tensor)
-    return graph.keras.ops.reshape(tensor, tuple(sizes))
 
 
 def _flatten(graph: Graph, node: Node) -> None:

@@ -188,3 +188,22 @@ def without(order: Order, removed: Sequence[int]) -> Order:
 def positive(axes: Sequence[int], rank: int) -> list[int]:
     """Axes counted from the front."""
     return [axis + rank if axis < 0 else axis for axis in axes]
+
+
+def reshaped(graph: Graph, tensor: Any, target: Sequence[int | None]) -> Any:
+    """`tensor` with sizes `target`: None is the open size, -1 whatever is left."""
+    shape = list(tensor.shape)
+    opened = shape.count(None)
+    if opened > 1:
+        raise Unsupported("it reshapes several open sizes")
+    known = int(np.prod([size for size in shape if size is not None]))
+    fixed = int(np.prod([size for size in target if size not in (None, -1)]))
+    sizes = list(target)
+    if None in sizes and -1 in sizes:  # the open size keeps its place, so what is left can be counted
+        sizes[sizes.index(-1)] = known // max(fixed, 1)
+    if sizes.count(None) > 1:
+        raise Unsupported("it makes several open sizes")
+    sizes = [-1 if size is None else size for size in sizes]
+    if shape and shape[0] is None and sizes[0] == -1 and fixed == known and len(sizes) > 1:
+        return graph.keras.layers.Reshape(tuple(sizes[1:]))(tensor)
+    return graph.keras.ops.reshape(tensor, tuple(sizes))
