@@ -9,7 +9,7 @@ import matrix
 from trueport import api, feeds
 from trueport.artifact import Artifact
 from trueport.outcome import Failure, Stage
-from trueport.session import Session
+from trueport.session import Session, framework_of
 from trueport.testing import Sample
 
 MADE = {"pytorch": "residual", "keras": "residual"}
@@ -45,8 +45,9 @@ def model(session: Session, format: str, folder: Path) -> Artifact:
         return Artifact.open(matrix.make(session, format, MADE[format], seed=0), format=format)
     before, route = CONVERTED[format]
     source = model(session, before, folder)
+    suffix = framework_of(format).SUFFIXES[format] or f".{format}"
     done = api.convert(
-        source, to=format, out=folder / f"small.{format}", route=route, check=False, repair=False, session=session
+        source, to=format, out=folder / f"small{suffix}", route=route, check=False, repair=False, session=session
     )
     assert done.chosen is not None, [attempt.failure for attempt in done.attempts]
     assert done.output is not None

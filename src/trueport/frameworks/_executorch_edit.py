@@ -63,6 +63,8 @@ def _call(model: Model, name: str) -> Call:
     found = next((call for call in model.calls if call.writes and model.names[call.writes[0]] == name), None)
     if found is None:
         raise Unsupported(f"the file has no operator '{name}'")
+    if found.place < 0:
+        raise Unsupported(f"'{name}' is a view, which the file has no call for")
     if found.native.startswith("delegate."):
         raise Unsupported(f"'{name}' is computed by {found.native[len('delegate.') :]}, whose bytes are its own")
     return found

@@ -6,6 +6,7 @@ is stored, `constant_N`, with the number that it has in the file. Nothing in a f
 
 from __future__ import annotations
 
+import copy
 import functools
 import operator
 import os
@@ -36,13 +37,27 @@ _TYPES = {
 """ExecuTorch's name of an element type -> NumPy's."""
 
 
+VIEW = ("aten::view_copy", "out")
+"""Operator and overload of what stands in for a view that the file leaves out."""
+
+
 class Call:
-    """One instruction. `reads`, `writes`: numbers of tensors; `settings`: argument name -> number of a value that is none."""
+    """One instruction. `reads`, `writes`: numbers of tensors; `settings`: argument name -> number of a value that is none.
+
+    place: among the file's instructions, -1 for a view that is not among them; `made` is its instruction then.
+    """
 
     def __init__(
-        self, place: int, native: str, reads: Sequence[int], writes: Sequence[int], settings: Mapping[str, int]
+        self,
+        place: int,
+        native: str,
+        reads: Sequence[int],
+        writes: Sequence[int],
+        settings: Mapping[str, int],
+        made: Any = None,
     ) -> None:
         self.place = place
+        self.made = made
         self.native = native
         self.reads = list(dict.fromkeys(reads)) if native.startswith("delegate") else list(reads)
         self.writes = list(writes)
@@ -61,7 +76,7 @@ class Model:
         plans = {plan.name: plan for plan in self.file.program.execution_plan}
         if not plans:
             raise BadModel(f"{path} holds no method")
-        self.plan = plans.get(METHOD) or next(iter(plans.values()))
+        self.plan = copy.copy(plans.get(METHOD) or next(iter(plans.values())))  # views are added to it, not to the file
         self.values = [item.val for item in self.plan.values]
         self.inputs = list(self.plan.inputs)
         self.outputs = list(self.plan.outputs)
@@ -69,7 +84,7 @@ class Model:
             if not self.is_tensor(number):
                 raise Unsupported(f"{path}: an input or output that is no tensor is not handled")
         self.state = set(self._mutated())
-        self.calls = list(self._read_calls())
+        self.calls = list(self._with_views(list(self._read_calls())))
         self.branches = len(self.plan.chains) != 1 or any(
             type(item.instr_args).__name__ in ("JumpFalseCall", "MoveCall")
             for chain in self.plan.chains
@@ -114,6 +129,51 @@ class Model:
                     yield self._kernel(place, made)
                 elif kind == "DelegateCall":
                     yield self._delegate(place, made)
+
+    def _with_views(self, calls: Sequence[Call]) -> Iterator[Call]:
+        """Put in the views that the file leaves out: a tensor that no call writes has the memory of the one that it views."""
+        known = {*self.inputs, *self.state}
+        owner = {self._memory(number): number for number in self.inputs if self._memory(number) is not None}
+        for call in calls:
+            yield from self._views(call.reads, known, owner)
+            yield call
+            known.update(call.writes)
+            owner.update({self._memory(number): number for number in call.writes})
+        yield from self._views(self.outputs, known, owner)
+
+    def _views(self, reads: Sequence[int], known: set[int], owner: dict[Any, int]) -> Iterator[Call]:
+        for number in reads:
+            place = self._memory(number)
+            base = owner.get(place)
+            if number in known or place is None or base is None or self.is_constant(number):
+                continue
+            if self._elements(base) == self._elements(number):
+                known.add(number)
+                yield self._view(base, number)
+
+    def _memory(self, number: int) -> tuple[int, int, int] | None:
+        info = self.values[number].allocation_info if self.is_tensor(number) else None
+        return None if info is None else (info.memory_id, info.memory_offset_low, info.memory_offset_high)
+
+    def _elements(self, number: int) -> tuple[int, str]:
+        value = self.values[number]
+        return int(np.prod(value.sizes, dtype=np.int64)), value.scalar_type.name
+
+    def _view(self, base: int, number: int) -> Call:
+        from executorch.exir import schema
+
+        plan = self.plan
+        operators, values = list(plan.operators), list(plan.values)
+        sizes = [int(size) for size in self.values[number].sizes]
+        first = len(values)
+        values += [schema.EValue(schema.Int(size)) for size in sizes]
+        values.append(schema.EValue(schema.IntList(list(range(first, first + len(sizes))))))
+        operators.append(schema.Operator(*VIEW))
+        size = len(values) - 1
+        made = schema.Instruction(schema.KernelCall(len(operators) - 1, [base, size, number, number]))
+        plan.operators, plan.values = operators, values
+        self.values = [item.val for item in values]
+        return Call(-1, ".".join(VIEW), [base], [number], {"size": size}, made)
 
     def _kernel(self, place: int, made: Any) -> Call:
         """Tell operands from results by the operator's schema; without one the last argument is the result."""

@@ -135,7 +135,7 @@ class Part:
         return file
 
     def _instruction(self, call: Call, renamed: Mapping[int, int], values: list[Any]) -> Any:
-        made = self.model.plan.chains[0].instructions[call.place]
+        made = self.model.plan.chains[0].instructions[call.place] if call.made is None else call.made
         written = {number: renamed[number] for number in call.writes if number in renamed}
         if not written:
             return made
