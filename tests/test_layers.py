@@ -41,6 +41,8 @@ WORKER_MAY_IMPORT = ("frameworks", "converters", "worker.wire")
 FRAMEWORKS = {
     "torch", "torchvision", "tensorflow", "keras", "tf_keras", "onnx", "onnxruntime", "onnxscript", "onnxsim", "onnxslim",
     "onnxoptimizer", "tf2onnx", "onnx2tf", "onnx2torch", "litert_torch", "ai_edge_litert", "jax", "sklearn", "h5py",
+    "jaxlib", "jax2onnx", "flax", "onnx2keras", "onnx_tf", "onnxmltools", "tflite2onnx", "coremltools", "openvino", "tvm",
+    "executorch", "timm", "transformers",
 }  # fmt: skip
 
 
