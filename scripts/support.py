@@ -140,16 +140,10 @@ def pair(bench: Workbench, source: str, target: str) -> dict[str, Any]:
 
 def versions(route: str) -> str:
     """The tools of a route with their locked versions."""
-    from trueport.toolchains import package_name, toolchains
+    from support_systems import version
 
-    said = []
-    for name in route.split(","):
-        step = steps()[name]
-        lock = dict(line.split("==") for line in toolchains()[step.toolchain].lock)
-        wanted = package_name(step.tool)
-        found = {package_name(key): value for key, value in lock.items()}
-        said.append(f"{step.tool} {found.get(wanted, '')}".strip())
-    return ", ".join(said)
+    chosen = [steps()[name] for name in route.split(",")]
+    return ", ".join(dict.fromkeys(version(step.toolchain, step.tool) for step in chosen))
 
 
 def page(looked: Mapping[str, Mapping[str, str]], found: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:

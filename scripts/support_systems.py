@@ -53,7 +53,7 @@ def _row(
     right = sorted({f"{a} → {b}" for (a, b), one in found.items()
                     if one["outcome"] == "faithful" and names & set(one["route"].split(","))})  # fmt: skip
     state = f"on the faithful route of {', '.join(right)}" if right else "its steps: conversion-matrix.md"
-    return ", ".join(f"`{item}`" for item in sorted(names)), _version(chosen[0].toolchain, chosen[0].tool), state
+    return ", ".join(f"`{item}`" for item in sorted(names)), version(chosen[0].toolchain, chosen[0].tool), state
 
 
 def _cut(reason: str) -> str:
@@ -64,10 +64,12 @@ def _runtime(format: str) -> str:
     from trueport.session import framework_of
 
     toolchain = framework_of(format).FORMATS[format]
-    return _version(toolchain, toolchains()[toolchain].requirements[0])
+    return version(toolchain, toolchains()[toolchain].requirements[0])
 
 
-def _version(toolchain: str, package: str) -> str:
+def version(toolchain: str, package: str) -> str:
+    """A package with its version in the lock of a toolchain."""
     locked = dict(line.split("==") for line in toolchains()[toolchain].lock)
     versions = {package_name(name): version for name, version in locked.items()}
-    return f"{package} {versions.get(package_name(package), '')}".strip()
+    name = package.partition("==")[0]
+    return f"{name} {versions.get(package_name(name)) or versions.get(package_name(name) + '-cpu', '')}".strip()

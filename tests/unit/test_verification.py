@@ -347,8 +347,8 @@ def test_an_untrusted_model_is_refused_and_a_trusted_one_runs(tmp_path):
 
 
 def test_an_unknown_format_is_told_with_the_known_ones():
-    with pytest.raises(UsageError, match=r"'coreml' is not known; known are keras, .*onnx") as told:
-        framework_of("coreml")
+    with pytest.raises(UsageError, match=r"'caffe' is not known; known are coreml, .*keras, .*onnx") as told:
+        framework_of("caffe")
     assert "fake" not in str(told.value)
     assert {"onnx", "tflite", "keras", "savedmodel", "pytorch", "torchscript"} <= set(formats())
 
