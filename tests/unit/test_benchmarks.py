@@ -181,7 +181,7 @@ def test_conversions_give_a_bound_row_and_one_for_information(load, tmp_path):
         rows = list(speed.conversions(bench, (case,), size=32))
     assert [row.bound for row in rows] == [1.15, None, None]
     assert "--no-verify" in rows[0].name
-    assert "with verification" in rows[1].name
+    assert "with verification" in rows[2].name
     assert (tmp_path / "plain.tflite").read_bytes()[4:8] == b"TFL3"
     assert (tmp_path / "ours.tflite").read_bytes()[4:8] == b"TFL3"
 

@@ -18,7 +18,12 @@ from trueport.worker.pool import DEFAULT_TIMEOUT
 def convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A model, or package.module:factory.")],
     to: Annotated[
-        str, typer.Option("--to", metavar="FORMAT", help="onnx, tflite, savedmodel, keras, pytorch, torchscript, coreml, openvino, tvm or executorch.")
+        str,
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help="onnx, tflite, savedmodel, keras, pytorch, torchscript, coreml, openvino, tvm or executorch.",
+        ),
     ],
     out: Annotated[Path | None, typer.Option("-o", "--output", metavar="OUT", help="Where the result goes.")] = None,
     inputs: options.Inputs = None,
