@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 REFUSED: Mapping[str, str] = {
-    "sinet_portrait/SINet.mlmodel": "Core ML is not a format of this version.",
     "slim_portrait/slim_reshape.h5": (
         "Nobody can load this file: three of its Lambda layers are byte code of an old Python that calls a function "
         "`bilinear_resize` of the notebook that trained it, which the file does not hold."
@@ -234,7 +233,6 @@ EXPLAINED: Mapping[str, str] = {
         "out (the resizing with aligned corners, as the TFLite file has it) the twin is faithful (the line marked "
         "`rewritten`)."
     ),
-    "sinet_portrait: SINet.onnx -> SINet.mlmodel (generated)": "Core ML is not a format of this version.",
     "mnist_cnn/mnist_8/model.onnx -> pytorch": (
         "onnx2torch does not implement `auto_pad`, which this opset 8 model uses, and there is no other step to PyTorch."
     ),

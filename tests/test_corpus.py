@@ -47,6 +47,7 @@ MODELS = {
     "silero_vad/silero_vad.jit": ("torchscript", "2 → 1"),
     "silero_vad/silero_vad.onnx": ("onnx", "3 → 2"),
     "silero_vad/silero_vad_16k_op15.onnx": ("onnx", "3 → 2"),
+    "sinet_portrait/SINet.mlmodel": ("coreml", "1 → 1"),
     "sinet_portrait/SINet.onnx": ("onnx", "1 → 1"),
     "slim_portrait/slim_reshape.tflite": ("tflite", "1 → 1"),
     "tflm/person_detect.tflite": ("tflite", "1 → 1"),
@@ -57,7 +58,6 @@ MODELS = {
 """Model that loads and runs -> (format, inputs → outputs)."""
 
 REFUSALS = {
-    "sinet_portrait/SINet.mlmodel": "not a model of a known format",
     "slim_portrait/slim_reshape.h5": "another Python version",
     "resnet_cifar/resnet20-12fca82f.th": "--checkpoint",
     "resnet_cifar/resnet32-d509ac18.th": "--checkpoint",
@@ -75,7 +75,6 @@ NOT_FAITHFUL = {
     "model_1.tflite -> model_quant_1.tflite": "incomparable",
     "silero_vad.jit -> silero_vad": "incomparable",
     "slim_reshape.h5 -> slim_reshape.tflite": "refused",
-    "SINet.onnx -> SINet.mlmodel": "refused",
 }
 """Part of a pair's name -> outcome; every other pair is faithful."""
 

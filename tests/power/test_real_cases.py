@@ -99,9 +99,17 @@ def test_there_are_enough_rows_of_either_kind():
 
 
 def test_the_bugs_of_the_data_that_no_row_shows_are_few_and_named():
-    """Each of these has a reason: its tool version is not built here, or it cannot be reached by a conversion of ours."""
+    """Each of these has a reason: its tool version is not built here, it cannot be reached by a conversion of ours, or its tool
+    has no planter and stands among the live bugs alone (TVM, ExecuTorch)."""
     shown = {row.issue for row in ROWS}
     assert {entry.id for entry in entries()} - shown == {
+        "executorch-22851",
+        "tvm-antialias",
+        "tvm-torch-alpha",
+        "tvm-torch-divisor",
+        "tvm-torch-nearest",
+        "tvm-torch-negative-index",
+        "tvm-torch-selu",
         "keras2-groups",
         "onnx2tf-int8-fill",
         "onnx2torch-cumsum",
