@@ -77,7 +77,7 @@ def test_row(session, folder, row):
 
 def test_the_tables_name_rows():
     ids = {row.id for row in BENCH.faults()}
-    assert len(ids) == 33
+    assert len(ids) == 37
     assert ids >= QUICK | COMMAND | set(NOT_MENDED)
     assert not COMMAND & set(NOT_MENDED)
     assert len(NOT_MENDED) <= 0.1 * len(ids), "nine of ten must be mended"

@@ -12,7 +12,7 @@ from trueport.diagnosis import pool
 from trueport.diagnosis.attributes import listed, typed
 from trueport.diagnosis.operators import activation, kind, number
 from trueport.graph import Node
-from trueport.repairs.rules import _exact, _moves
+from trueport.repairs.rules import _exact, _moves, _resize
 from trueport.repairs.rules._exact import Written
 from trueport.repairs.rules._writer import Order, Placed, Untranslatable, Writer, identity
 
@@ -424,6 +424,7 @@ TABLE: Mapping[str, Callable[[Writer, Node], Written]] = {
     "Mul": _mul,
     "PRelu": _binary("PRelu"),
     "QuantizeLinear": _identity,
+    "Resize": _resize.resize,
     "Rsqrt": _rsqrt,
     "Selu": _plain("Selu", "alpha", "gamma"),
     "Softmax": _along("Softmax"),
