@@ -284,11 +284,14 @@ def repair(
         )
         if made.after is None or made.artifact is None:
             return made
-        declared = made.after.declared_precision
-        judge = made.after.source  # the source, or what settles what it means
-        again = verification.rerun_command(active, judge, made.artifact, unseen or given, declared)
-        made = replace(made, after=replace(made.after, rerun=again))
+        made = _verifiable(active, made, made.after, made.artifact, unseen or given)
         return made if patch is None else patching.written(made, Path(patch))
+
+
+def _verifiable(active: Session, made: Repair, after: Verification, mended: Artifact, given: Feeds) -> Repair:
+    """The same repair with the command that verifies its result, by the source or by what settles what that means."""
+    again = verification.rerun_command(active, after.source, mended, given, after.declared_precision)
+    return replace(made, after=replace(after, rerun=again))
 
 
 def fixed_output(target: Artifact) -> Path:

@@ -14,17 +14,32 @@ from trueport.cli import _options as options
 from trueport.cli import _output as output
 from trueport.worker.pool import DEFAULT_TIMEOUT
 
+To = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        metavar="FORMAT",
+        help="onnx, tflite, savedmodel, keras, pytorch, torchscript, coreml, openvino, tvm or executorch.",
+    ),
+]
+Diagnose = Annotated[
+    bool,
+    typer.Option(
+        "--diagnose/--no-diagnose", help="Say where and why the result is not faithful; without it no repair either."
+    ),
+]
+Repair = Annotated[
+    bool,
+    typer.Option(
+        "--repair/--no-repair",
+        help="Mend the best result when no route gives a faithful one, and put it in its place.",
+    ),
+]
+
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A model, or package.module:factory.")],
-    to: Annotated[
-        str,
-        typer.Option(
-            "--to",
-            metavar="FORMAT",
-            help="onnx, tflite, savedmodel, keras, pytorch, torchscript, coreml, openvino, tvm or executorch.",
-        ),
-    ],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A model, package.module:factory, or a zoo: name.")],
+    to: To,
     out: Annotated[Path | None, typer.Option("-o", "--output", metavar="OUT", help="Where the result goes.")] = None,
     inputs: options.Inputs = None,
     labels: options.Labels = None,
@@ -40,20 +55,8 @@ def convert(
     ] = None,
     max_routes: Annotated[int, typer.Option(min=1, help="How many routes to try.")] = 6,
     check: Annotated[bool, typer.Option("--verify/--no-verify", help="Verify every hop.")] = True,
-    diagnose: Annotated[
-        bool,
-        typer.Option(
-            "--diagnose/--no-diagnose",
-            help="Say where and why the result is not faithful; without it no repair either.",
-        ),
-    ] = True,
-    repair: Annotated[
-        bool,
-        typer.Option(
-            "--repair/--no-repair",
-            help="Mend the best result when no route gives a faithful one, and put it in its place.",
-        ),
-    ] = True,
+    diagnose: Diagnose = True,
+    repair: Repair = True,
     checkpoint: options.Checkpoint = None,
     source_format: options.SourceFormat = None,
     seed: options.Seed = 0,

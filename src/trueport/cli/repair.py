@@ -15,24 +15,28 @@ from trueport.cli import _output as output
 from trueport.repairs.run import ATTEMPTS, SECONDS
 from trueport.worker.pool import DEFAULT_TIMEOUT
 
+Target = Annotated[
+    str, typer.Argument(metavar="TARGET", help="The model that shall compute the same; it is never written to.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", metavar="FIXED", help="Where the mended model goes; NAME.fixed.SUFFIX here when absent."
+    ),
+]
+Patch = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.py", help="Write a script that makes the same changes with the format's own library alone."
+    ),
+]
+
 
 def repair(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="The model that is right.")],
-    target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="The model that shall compute the same; it is never written to.")
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", metavar="FIXED", help="Where the mended model goes; NAME.fixed.SUFFIX here when absent."
-        ),
-    ] = None,
-    patch: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.py", help="Write a script that makes the same changes with the format's own library alone."
-        ),
-    ] = None,
+    target: Target,
+    out: Out = None,
+    patch: Patch = None,
     inputs: options.Inputs = None,
     labels: options.Labels = None,
     preprocess: options.Preprocess = None,

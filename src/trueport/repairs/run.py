@@ -67,9 +67,7 @@ def repair(
     """
     started = time.monotonic()
     if out is not None:
-        suffix = framework_of(target.format).SUFFIXES[target.format]
-        publish.check_model(out, reference.artifact.path, target.format, folder=not suffix)
-        publish.check_apart(out, target.path)
+        _check_place(out, reference.artifact, target)
     ours, held_out = split(given, reference.signature)
     gate = Gate(
         reference=reference, target=target, given=ours, unseen=unseen or held_out, precision=precision, task=task
@@ -126,6 +124,13 @@ def repair(
         out=out,
         command=command,
     )
+
+
+def _check_place(out: Path, source: Artifact, target: Artifact) -> None:
+    """Raise UsageError when a mended model cannot be written to `out`, or would stand in the way of one of the two."""
+    suffix = framework_of(target.format).SUFFIXES[target.format]
+    publish.check_model(out, source.path, target.format, folder=not suffix)
+    publish.check_apart(out, target.path)
 
 
 def _by_meaning(
